@@ -1,0 +1,185 @@
+"""Where vLLM is installed, which kind of device it was built for, and what a server there may use of the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from evals.spec import EngineSpec
+from sqtool.errors import EngineError
+
+Device = Literal["cpu", "cuda"]
+
+GIB = 1 << 30
+CPU_KV_FLOOR = GIB
+CPU_KV_SHARE = 0.25
+SPECULATION_HEADROOM = 2
+"""A draft model's layers share the cache; room for as much again covers any draft smaller than its target."""
+
+FIXED_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+DEFAULT_ENVIRONMENT = {
+    # vLLM's CPU kernels would serve a 4-bit weight-only checkpoint with 8-bit activations where the processor can
+    # (AMX, Zen 4). The recipe said W4A16, so that is what gets measured, unless the user sets it otherwise.
+    "VLLM_CPU_INT4_W4A8": "0",
+}
+
+
+@dataclass(frozen=True)
+class VllmEnv:
+    """An environment with vLLM in it. `version` is the distribution's, for example 0.32.0+cpu."""
+
+    folder: Path
+    vllm: Path
+    device: Device
+    version: str
+
+
+def locate(folder: Path) -> VllmEnv:
+    """The vLLM environment in `folder`; `EngineError` with the command that makes one when there is none."""
+    script = folder / "bin" / "vllm"
+    remedy = "`make vllm` sets it up; `engine.env` in the recipe names another environment."
+    if not script.is_file():
+        raise EngineError(f"no vLLM environment in {folder} ({script} does not exist)", remedy=remedy)
+    found: dict[str, str] = {}
+    for info in folder.glob("lib/python3*/site-packages/vllm*.dist-info"):
+        name, _, version = info.name.removesuffix(".dist-info").partition("-")
+        found[name] = version
+    if "vllm" not in found:
+        if "vllm_cpu" in found:
+            raise EngineError(
+                f"{folder} has vllm-cpu but not the metadata under the name vllm that `vllm serve` looks for",
+                remedy="`make vllm` adds it.",
+            )
+        raise EngineError(f"{folder} holds no vLLM distribution", remedy=remedy)
+    version = found["vllm"]
+    return VllmEnv(folder, script, "cpu" if "cpu" in version or "vllm_cpu" in found else "cuda", version)
+
+
+def resolve_env(spec: EngineSpec, root: Path | None) -> Path:
+    """The folder that `spec.env` names: absolute, or relative to `root`, the working folder or this checkout."""
+    named = Path(spec.env).expanduser()
+    if named.is_absolute():
+        return named
+    bases = [b for b in (root, Path.cwd(), Path(__file__).resolve().parents[1]) if b is not None]
+    return next((b / named for b in bases if (b / named).is_dir()), bases[0] / named)
+
+
+def model_config(model: Path) -> dict[str, Any]:
+    """The checkpoint's config.json; `EngineError` when the folder is no Hugging Face model."""
+    path = model / "config.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EngineError(
+            f"{model} is no model that vLLM could load: cannot read config.json ({error})",
+            remedy="Give a Hugging Face folder: config.json, *.safetensors, the tokenizer's files.",
+        ) from None
+    if not isinstance(value, dict):
+        raise EngineError(f"{path} holds no JSON object", remedy="Give a Hugging Face model folder.")
+    return value
+
+
+def cpu_kv_bytes(model: Path, spec: EngineSpec) -> int:
+    """Bytes of KV cache for `max_num_seqs` sequences of full length, bounded by the machine's memory.
+
+    Left alone, vLLM on a CPU takes nearly all memory; two servers, or one beside a quantization, then fail.
+    """
+    import psutil
+
+    ceiling = max(CPU_KV_FLOOR, int(psutil.virtual_memory().total * CPU_KV_SHARE))
+    config = model_config(model)
+    config = config.get("text_config") or config
+    try:
+        heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
+        head_dim = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+        length = spec.max_model_len or int(config["max_position_embeddings"])
+        per_token = int(config["num_hidden_layers"]) * heads * head_dim * 2 * 2
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return ceiling
+    wanted = per_token * length * spec.max_num_seqs * SPECULATION_HEADROOM
+    return min(ceiling, max(CPU_KV_FLOOR, wanted))
+
+
+def server_arguments(
+    model: Path, spec: EngineSpec, env: VllmEnv, port: int, name: str, extra: Sequence[str]
+) -> list[str]:
+    """The words after `vllm serve`. The API key is no argument: other users could read it in the process list."""
+    args = [str(model), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", name]
+    args += ["--dtype", spec.dtype, "--kv-cache-dtype", spec.kv_cache_dtype, "--seed", str(spec.seed)]
+    args += ["--max-num-seqs", str(spec.max_num_seqs), "--generation-config", spec.generation_config]
+    args += ["--disable-uvicorn-access-log"]
+    if spec.max_model_len is not None:
+        args += ["--max-model-len", str(spec.max_model_len)]
+    if spec.gpu_memory_utilization is not None:
+        args += ["--gpu-memory-utilization", str(spec.gpu_memory_utilization)]
+    if spec.tensor_parallel_size != 1:
+        args += ["--tensor-parallel-size", str(spec.tensor_parallel_size)]
+    if spec.enforce_eager if spec.enforce_eager is not None else env.device == "cpu":
+        args += ["--enforce-eager"]
+    kv_bytes = spec.kv_cache_memory_bytes
+    if kv_bytes is None and env.device == "cpu" and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        kv_bytes = cpu_kv_bytes(model, spec)
+    if kv_bytes is not None:
+        args += ["--kv-cache-memory-bytes", str(kv_bytes)]
+    if spec.tool_call_parser:
+        args += ["--enable-auto-tool-choice", "--tool-call-parser", spec.tool_call_parser]
+    return [*args, *spec.extra_args, *extra]
+
+
+def server_environment(env: VllmEnv, spec: EngineSpec, api_key: str) -> dict[str, str]:
+    """Environment variables of the server process."""
+    values = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    for key, value in DEFAULT_ENVIRONMENT.items():
+        values.setdefault(key, value)
+    values.update(FIXED_ENVIRONMENT)
+    if spec.kv_cache_memory_bytes is not None:
+        # vLLM lets this older variable win over the flag; the recipe must.
+        values.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    values["VLLM_API_KEY"] = api_key
+    values["PYTHONUNBUFFERED"] = "1"
+    values["PATH"] = f"{env.folder / 'bin'}{os.pathsep}{values.get('PATH', '')}"
+    return values
+
+
+def device_name(device: Device) -> str:
+    """What the machine calls the device: the processor with its core count, or the GPUs."""
+    if device == "cuda":
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            try:
+                names = [
+                    str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)))
+                    for i in range(pynvml.nvmlDeviceGetCount())
+                ]
+            finally:
+                pynvml.nvmlShutdown()
+            return ", ".join(f"{names.count(n)}x {n}" for n in sorted(set(names)))
+        except Exception:  # noqa: BLE001 - a name for the report is not worth failing for
+            return "CUDA GPU"
+    model = platform.processor() or platform.machine()
+    flags: set[str] = set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+                break
+    except OSError:
+        pass
+    isa = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags), "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{model}, {cores} cores" + (f", {isa}" if isa else "")

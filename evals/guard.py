@@ -1,0 +1,118 @@
+"""Runs a command and kills everything it started when this guard's parent is gone.
+
+    python guard.py GRACE_SECONDS COMMAND [ARG ...]      (standard library only; Linux)
+
+Standard input is a pipe whose other end only the parent holds. When it closes, because the parent closed it, ended
+or was killed with -9, the command's process group gets SIGTERM, and after GRACE_SECONDS everything that descends
+from this guard gets SIGKILL. The guard makes itself the "subreaper" of its descendants, so that a worker whose own
+parent died still belongs to it. Exit status: the command's, 128 + n when signal n ended it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def _descendants() -> list[int]:
+    """Process ids of all living processes below this one (zombies left out)."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            stat = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        # The command name may hold spaces and brackets: what follows the last bracket is fixed.
+        state, parent = stat.rpartition(")")[2].split()[:2]
+        if state != "Z":
+            children.setdefault(int(parent), []).append(int(folder.name))
+    found: list[int] = []
+    todo = [os.getpid()]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
+
+
+def _reap() -> None:
+    """Collect the ends of adopted orphans, so that no zombie stays."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def _signal_all(number: int) -> None:
+    for pid in _descendants():
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _end(group: int, grace: float) -> None:
+    """SIGTERM to the command's group, SIGKILL to what is left after `grace` seconds."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while _descendants() and time.monotonic() < deadline:
+        _reap()
+        time.sleep(0.05)
+    # A process may start another between the listing and the kill, hence the loop.
+    while _descendants():
+        _signal_all(signal.SIGKILL)
+        _reap()
+        time.sleep(0.02)
+
+
+def main(argv: list[str]) -> int:
+    """Run argv[1:] under guard, with argv[0] seconds of grace at the end."""
+    grace = float(argv[0])
+    parent = os.getppid()
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    # The guard outlives Ctrl-C and SIGTERM: its parent decides, and its death closes the pipe.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+    def in_child() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        # Should the guard itself be killed with -9, the server at least ends at once.
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    try:
+        command = subprocess.Popen(argv[1:], stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child)
+    except OSError as error:
+        sys.stderr.write(f"guard: cannot start {argv[1]}: {error}\n")
+        return 127
+    status: int | None = None
+    while status is None:
+        # getppid is the second sign of the parent's death: a fork of it may still hold the pipe's other end.
+        readable = select.select([0], [], [], 0.2)[0]
+        if (readable and not os.read(0, 4096)) or os.getppid() != parent:
+            break
+        status = command.poll()
+    _end(command.pid, grace)
+    if status is None:
+        return 128 + signal.SIGTERM
+    return 128 - status if status < 0 else status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
