@@ -1,0 +1,48 @@
+# Every target sets up what it needs; nothing is done twice. `make` alone lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help setup vllm quantize test unit e2e check format lock clean distclean
+
+# `make quantize RECIPE=recipes/gptq4.yaml`; PYTHON=/path/to/python3.12 names the interpreter for new environments.
+RECIPE ?= recipes/awq4.yaml
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST = .venv/bin/python -m pytest
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup:  ## make .venv: sqtool, llm-compressor, development tools
+	@scripts/setup sqtool
+
+vllm:  ## make .venv-vllm: vLLM, the engine that everything is measured with
+	@scripts/setup vllm
+
+quantize: setup vllm  ## quantize, measure, gate and release RECIPE (default recipes/awq4.yaml)
+	@.venv/bin/sqtool quantize $(RECIPE)
+
+test: unit e2e  ## the whole suite, real llm-compressor and vLLM included
+
+unit: setup  ## the tests that start no server
+	@$(PYTEST) -q -n $(WORKERS) --dist loadfile -m "not e2e"
+
+e2e: setup vllm  ## the tests that drive real llm-compressor and real vLLM
+	@$(PYTEST) -q -m e2e
+
+check: setup  ## ruff, mypy strict, import-linter
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: setup  ## let ruff repair and format the code
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+lock: setup  ## resolve all dependencies anew into constraints/
+	.venv/bin/python scripts/lock.py
+
+clean:  ## remove caches and build leftovers
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean  ## also remove both environments (never anything under artifacts/)
+	@rm -rf .venv .venv-vllm sqtool.egg-info
