@@ -1,0 +1,120 @@
+"""The `gate` section of a recipe: which metrics decide, by which margin, at which error rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from sqtool.spec import Spec
+
+DEFAULT_MAX_DROP = 0.02
+DEFAULT_METRICS = ("tool_calls.schema_valid", "tool_calls.call_match", "tasks.exact_match", "recall.exact_match")
+
+
+class MetricRule(Spec):
+    """What one metric must show.
+
+    The margin is `max_drop` (absolute: 0.02 is two points) or `relative` (a share of the baseline's mean: 0.01 lets
+    a baseline of 0.50 fall to 0.495), never both; with neither it is `max_drop: 0.02`.
+    """
+
+    max_drop: float | None = Field(default=None, gt=0, lt=1, description="Largest acceptable absolute drop, in (0, 1).")
+    relative: float | None = Field(
+        default=None, gt=0, lt=1, description="Largest acceptable drop as a share of the baseline's mean, in (0, 1)."
+    )
+    gated: bool = Field(default=True, description="false: measured and reported, but it decides nothing.")
+    direction: Literal["higher", "lower"] = Field(default="higher", description="Which way is better.")
+    min_items: int | None = Field(default=None, ge=1, description="Fewer paired items than this never pass.")
+
+    @model_validator(mode="after")
+    def _one_margin(self) -> Self:
+        if self.max_drop is not None and self.relative is not None:
+            raise ValueError("give max_drop (absolute) or relative (share of the baseline), not both")
+        if self.relative is not None and self.direction == "lower":
+            raise ValueError("a relative margin needs direction: higher; give max_drop for a metric that should be low")
+        return self
+
+    @property
+    def absolute_margin(self) -> float | None:
+        """The absolute margin, or None where the margin is relative."""
+        if self.relative is not None:
+            return None
+        return DEFAULT_MAX_DROP if self.max_drop is None else self.max_drop
+
+
+class SliceRule(Spec):
+    """A part of the items that is judged on its own, for every gated metric: one slice per value of `field`."""
+
+    field: str = Field(min_length=1, description="`kind`, or the name of an entry of the records' `fields`.")
+    require: Literal["no_harm", "pass"] = Field(
+        default="no_harm", description="no_harm: blocks only when REGRESSED; pass: must PASS like a whole metric."
+    )
+
+
+def _short_metric(value: Any) -> Any:
+    """`metric: 0.02` means `metric: {max_drop: 0.02}`; `metric: diagnostic` means `metric: {gated: false}`."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"max_drop": value}
+    if value == "diagnostic":
+        return {"gated": False}
+    return {} if value is None else value
+
+
+def _short_slice(value: Any) -> Any:
+    return {"field": value} if isinstance(value, str) else value
+
+
+ShortMetric = Annotated[
+    MetricRule, BeforeValidator(_short_metric, json_schema_input_type=MetricRule | float | Literal["diagnostic"] | None)
+]
+ShortSlice = Annotated[SliceRule, BeforeValidator(_short_slice, json_schema_input_type=SliceRule | str)]
+
+
+def _default_metrics() -> dict[str, MetricRule]:
+    return {name: MetricRule(max_drop=DEFAULT_MAX_DROP) for name in DEFAULT_METRICS}
+
+
+class GateSpec(Spec):
+    """How the gate decides. Metrics that the records have and this mapping has not are diagnostic."""
+
+    metrics: dict[str, ShortMetric] = Field(
+        default_factory=_default_metrics, description="<task>.<metric> -> margin, or a mapping with the whole rule."
+    )
+    alpha: float = Field(
+        default=0.05, gt=0, lt=0.5, description="One-sided error rate; the intervals cover 1 - 2 alpha."
+    )
+    inconclusive: Literal["refuse", "allow"] = "refuse"
+    min_items: int = Field(default=1, ge=1, description="Fewer paired items than this never pass, for any metric.")
+    slices: list[ShortSlice] = Field(default_factory=list)
+
+    @field_validator("metrics")
+    @classmethod
+    def _names_and_something_gated(cls, metrics: dict[str, MetricRule]) -> dict[str, MetricRule]:
+        for name in metrics:
+            task, dot, metric = name.rpartition(".")
+            if not (dot and task and metric):
+                raise ValueError(f"{name!r} is no metric name; write <task>.<metric>, such as tasks.exact_match")
+        if not any(rule.gated for rule in metrics.values()):
+            raise ValueError("no metric is gated, so everything would pass; gate at least one")
+        return metrics
+
+    @field_validator("slices")
+    @classmethod
+    def _each_slice_once(cls, slices: list[SliceRule]) -> list[SliceRule]:
+        fields = [rule.field for rule in slices]
+        if len(set(fields)) < len(fields):
+            raise ValueError("a slice field is listed twice")
+        return slices
+
+    @classmethod
+    def for_metrics(cls, names: Sequence[str], max_drop: float = DEFAULT_MAX_DROP, **other: Any) -> GateSpec:
+        """A spec that gates exactly `names`, each by the same absolute margin."""
+        rules: Mapping[str, MetricRule] = {name: MetricRule(max_drop=max_drop) for name in names}
+        return cls(metrics=dict(rules), **other)
+
+    @property
+    def gated(self) -> tuple[str, ...]:
+        """Names of the metrics that decide, in the recipe's order."""
+        return tuple(name for name, rule in self.metrics.items() if rule.gated)
