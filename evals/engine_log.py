@@ -14,7 +14,12 @@ MAX_LINE = 300
 _PREFIX = re.compile(
     r"^(\([^()]*pid=\d+\) ?)*((INFO|WARNING|ERROR|CRITICAL|DEBUG) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?"
 )
-_EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b.*:.+|^[\w.]*(OutOfMemoryError|MemoryError)\b")
+# pydantic puts the cause on the line after the exception's name ("Value error, ...").
+_EXCEPTION = re.compile(
+    r"^[\w.]*(Error|Exception|Interrupt)\b.*:.+"
+    r"|^[\w.]*(OutOfMemoryError|MemoryError)\b"
+    r"|^(Value error|Assertion failed), "
+)
 _ERROR_LINE = re.compile(r"\b(ERROR|CRITICAL)\b|^guard: |error: argument|unrecognized arguments")
 
 

@@ -1,0 +1,118 @@
+"""Answers on their way to records: appended as they come, sorted when the task is complete.
+
+`records/<task>.jsonl.part` holds one line an answer, {"key", "item", "answer"}: `key` says under which conditions it
+was given (model, engine flags, generation settings), `item` is the item's digest. Only a line whose key and digest
+are the present ones is reused, so a change of anything that could change an answer asks again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from evals.items import Item
+from evals.scorers import Answer, Score, ToolCall
+from evals.spec import EngineSpec, GenerationSpec
+from sqtool.files import canonical_json, sha256_text, write_text
+
+SYNC_SECONDS = 1.0
+
+
+def answer_key(model: Path, engine: EngineSpec, generation: GenerationSpec, seed: int) -> str:
+    """Identifies the conditions of an answer.
+
+    A model folder is taken by its files' names, sizes and times: reading a large one through would cost more than
+    the answers that resuming saves.
+    """
+    files = [
+        (path.relative_to(model).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(model.rglob("*"))
+        if path.is_file()
+    ]
+    # How long to wait for a start changes no answer.
+    flags = engine.model_dump(mode="json", exclude={"startup_timeout"})
+    value = {"files": files, "engine": flags, "generation": generation.model_dump(mode="json"), "seed": seed}
+    return sha256_text(canonical_json(value))
+
+
+def answer_from_json(value: Mapping[str, Any]) -> Answer:
+    """The inverse of `dataclasses.asdict` for an `Answer`."""
+    return Answer(**{**value, "tool_calls": tuple(ToolCall(**call) for call in value["tool_calls"])})
+
+
+def read_part(path: Path, key: str, items: Sequence[Item]) -> dict[str, Answer]:
+    """Answers by item id that `path` has for these items under this key. A torn last line, or any line that is
+    not what it should be, is left out: its item is asked again."""
+    digests = {item.digest(): item.id for item in items}
+    found: dict[str, Answer] = {}
+    if not path.is_file():
+        return found
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+            if value["key"] == key and value["item"] in digests:
+                found[digests[value["item"]]] = answer_from_json(value["answer"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+class PartWriter:
+    """Appends answers to a part file. Each line reaches the operating system at once (it outlives a kill -9 of this
+    process) and the disk within a second or so (it outlives a power cut, but for that second)."""
+
+    def __init__(self, path: Path, key: str, kept: Sequence[tuple[Item, Answer]] = ()) -> None:
+        self.path, self.key = path, key
+        # What is kept is written anew, so that a torn line of an earlier run is gone.
+        write_text(path, "".join(self._line(item, answer) for item, answer in kept))
+        self._handle = path.open("a", encoding="utf-8", newline="\n")
+        self._synced = time.monotonic()
+
+    def _line(self, item: Item, answer: Answer) -> str:
+        return canonical_json({"key": self.key, "item": item.digest(), "answer": asdict(answer)}) + "\n"
+
+    def append(self, item: Item, answer: Answer) -> None:
+        """Keep one answer."""
+        self._handle.write(self._line(item, answer))
+        self._handle.flush()
+        now = time.monotonic()
+        if now - self._synced > SYNC_SECONDS:
+            os.fsync(self._handle.fileno())
+            self._synced = now
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
+        self._handle.close()
+
+
+def record(task: str, item: Item, answer: Answer, score: Score) -> dict[str, Any]:
+    """One line of `records/<task>.jsonl`."""
+    return {
+        "task": task,
+        "id": item.id,
+        "kind": item.kind,
+        "cluster": item.cluster,
+        "fields": dict(item.fields),
+        "scores": dict(score.scores),
+        "failure": score.failure,
+        "detail": score.detail,
+        "output": asdict(answer),
+        "expected": item.expected.model_dump(mode="json", exclude_none=True) if item.expected else None,
+    }
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """The finished file, in one step."""
+    write_text(path, "".join(canonical_json(r) + "\n" for r in records))

@@ -1,0 +1,85 @@
+"""Scorers: from an item and the answer to numbers in [0, 1] and the name of what went wrong.
+
+A scorer is a strict model whose fields are its options. Adding one is one file and one line in `SCORERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from evals.items import Item
+from sqtool.errors import UsageError, did_you_mean
+
+SCORERS = {
+    "exact_match": "evals.scorers.exact_match:ExactMatch",
+    "tool_calls": "evals.scorers.tool_calls:ToolCalls",
+}
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call as the server parsed it; `arguments` is the text as sent, which need not be JSON."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server answered to one item. `finish_reason` is the server's: stop, length, tool_calls, ..."""
+
+    text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """`scores` has a metric only where it applies. `failure` is None for a right answer, otherwise the layer at
+    which it went wrong; `detail` says more for people."""
+
+    scores: Mapping[str, float]
+    failure: str | None = None
+    detail: str = field(default="")
+
+
+class Scorer(Protocol):
+    """What a scorer offers."""
+
+    metrics: Any
+    """Names of the metrics that it may give (a class variable, tuple of strings)."""
+    failures: Any
+    """Names of the failure layers that it may give (a class variable, tuple of strings)."""
+
+    def check(self, item: Item) -> tuple[str, str] | None:
+        """None, or (field, what is wrong) when the item lacks what this scorer needs."""
+
+    def score(self, item: Item, answer: Answer) -> Score:
+        """Pure: no files, no network, no randomness."""
+
+
+def make_scorer(name: str, options: Mapping[str, Any] | None = None) -> Scorer:
+    """The scorer called `name` with its options; `UsageError` for an unknown name or option."""
+    target = SCORERS.get(name)
+    if target is None:
+        raise UsageError(f"no scorer {name!r}; {did_you_mean(name, list(SCORERS))}")
+    module, _, attribute = target.partition(":")
+    factory = getattr(import_module(module), attribute)
+    try:
+        scorer: Scorer = factory(**dict(options or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(p) for p in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UsageError(
+                f"scorer {name}: unknown option {key!r}; {did_you_mean(key, list(factory.model_fields))}"
+            ) from None
+        raise UsageError(f"scorer {name}: option {key}: {first['msg']}") from None
+    return scorer

@@ -1,0 +1,182 @@
+"""Task files: one YAML file a task, no code in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from evals.items import Item, load_items, take
+from evals.scorers import Scorer, make_scorer
+from evals.spec import EvaluateSpec, GenerationSpec
+from sqtool.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
+from sqtool.spec import Spec
+
+TASK_FOLDER = Path("evals/tasks")
+
+
+class ScorerChoice(Spec):
+    """A scorer by name, with options."""
+
+    name: str = Field(description="A scorer's name.")
+    options: dict[str, Any] = Field(default_factory=dict, description="The scorer's options.")
+
+
+class GenerationOverrides(Spec):
+    """What a task sets differently from `evaluate.generation`."""
+
+    temperature: float | None = Field(default=None, ge=0, description="0 is greedy.")
+    top_p: float | None = Field(default=None, gt=0, le=1, description="Nucleus sampling.")
+    max_tokens: int | None = Field(default=None, gt=0, description="Longest answer in tokens.")
+    seed: int | None = Field(default=None, ge=0, description="Seed of each request.")
+
+
+class TaskSpec(Spec):
+    """A task: which items, and how their answers are scored."""
+
+    task: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="The task's name; metrics are called TASK.METRIC.")
+    description: str = Field(default="", description="What it measures, for people.")
+    items: str = Field(description="JSONL of items, relative to the project root or to this file.")
+    scorer: ScorerChoice = Field(description="A scorer's name, or {name, options}.")
+    generation: GenerationOverrides = Field(
+        default_factory=GenerationOverrides, description="Settings that differ from the recipe's."
+    )
+    slices: tuple[str, ...] = Field(
+        default=(), description="Keys of an item's `fields` to report by (its kind always is)."
+    )
+
+    @field_validator("scorer", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task ready to run: its items are loaded and checked."""
+
+    spec: TaskSpec
+    path: Path
+    items_path: Path
+    items: tuple[Item, ...]
+    scorer: Scorer
+    generation: GenerationSpec
+
+    @property
+    def name(self) -> str:
+        return self.spec.task
+
+
+def _line_of(tree: Any, location: Sequence[int | str]) -> int:
+    """1-based line of the key at `location` in ruamel's tree; the nearest known ancestor's otherwise, or 0."""
+    line = 0
+    for step in location:
+        marks = getattr(tree, "lc", None)
+        if marks is None:
+            break
+        try:
+            line = int(marks.key(step)[0] if isinstance(tree, dict) else marks.item(step)[0]) + 1
+            tree = tree[step]
+        except (KeyError, IndexError, TypeError):
+            break
+    return line
+
+
+def _keys_at(location: Sequence[int | str]) -> list[str]:
+    """Keys that are known in the section which holds the last step of `location`."""
+    sections: dict[tuple[str, ...], type[Spec]] = {
+        (): TaskSpec,
+        ("scorer",): ScorerChoice,
+        ("generation",): GenerationOverrides,
+    }
+    section = sections.get(tuple(str(p) for p in location[:-1]))
+    return list(section.model_fields) if section else []
+
+
+def read_task(path: Path) -> TaskSpec:
+    """The task in a YAML file. `RecipeError` lists every problem with its line; `DataError` when it is not YAML."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        # The round-trip loader keeps lines and builds no Python objects; tags other than YAML's own stay data.
+        tree = YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(path, "no such task file") from None
+    except UnicodeDecodeError:
+        raise DataError(path, "not UTF-8 text") from None
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise DataError(path, f"not YAML: {error.problem}", line=line) from None
+    except YAMLError as error:
+        raise DataError(path, f"not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise DataError(path, "expected a mapping with task, items and scorer")
+    try:
+        return TaskSpec.model_validate(tree)
+    except ValidationError as error:
+        problems = []
+        for found in error.errors():
+            location = found["loc"]
+            hint = ""
+            message = found["msg"].removeprefix("Value error, ")
+            if found["type"] == "extra_forbidden":
+                message, hint = "unknown key", did_you_mean(str(location[-1]), _keys_at(location))
+            elif found["type"] == "missing":
+                message = "missing"
+            problems.append(Problem(".".join(str(p) for p in location), _line_of(tree, location), message, hint))
+        failure = RecipeError(path, problems)
+        failure.remedy = "A task file has task, items, scorer, and if needed description, generation, slices."
+        raise failure from None
+
+
+def find_task(name: str, root: Path) -> Path:
+    """The file of a task named by its stem in `evals/tasks` or by a path; `UsageError` with the nearest name."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        for candidate in (root / name, Path(name)):
+            if candidate.is_file():
+                return candidate
+        raise UsageError(f"no task file {name} (looked in {root})")
+    folders = [root / TASK_FOLDER, Path(__file__).resolve().parent / "tasks"]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
+    raise UsageError(
+        f"no task {name!r} in {root / TASK_FOLDER}; {did_you_mean(name, known)}",
+        remedy="Name a task by its stem there, or give the path of a YAML file.",
+    )
+
+
+def _generation(base: GenerationSpec, overrides: GenerationOverrides) -> GenerationSpec:
+    changed = overrides.model_dump(exclude_none=True)
+    return GenerationSpec.model_validate({**base.model_dump(), **changed})
+
+
+def load_task(name: str, root: Path, spec: EvaluateSpec) -> Task:
+    """One task with its items (at most `spec.limit`), all checked."""
+    path = find_task(name, root)
+    task = read_task(path)
+    try:
+        scorer = make_scorer(task.scorer.name, task.scorer.options)
+        generation = _generation(spec.generation, task.generation)
+    except UsageError as error:
+        raise DataError(path, error.message, field="scorer") from None
+    except ValidationError as error:
+        raise DataError(path, error.errors()[0]["msg"].removeprefix("Value error, "), field="generation") from None
+    items_path = next((p for p in (root / task.items, path.parent / task.items) if p.is_file()), root / task.items)
+    items = load_items(items_path, check=scorer.check, slices=task.slices)
+    return Task(task, path, items_path, tuple(take(items, spec.limit)), scorer, generation)
+
+
+def load_tasks(spec: EvaluateSpec, root: Path) -> list[Task]:
+    """All tasks of an evaluation, in the recipe's order; two of the same name are an error."""
+    tasks = [load_task(name, root, spec) for name in spec.tasks]
+    names = [task.name for task in tasks]
+    for task in tasks:
+        if names.count(task.name) > 1:
+            raise DataError(task.path, f"another task of this evaluation is called {task.name!r} too", field="task")
+    return tasks
