@@ -97,10 +97,12 @@ class DriftSpec(Spec):
         "file that does not exist is left out, a named one must exist.",
     )
     prose_items: int = Field(default=64, ge=0, description="Texts taken from `prose`.")
-    max_length: int = Field(default=1024, gt=1, description="Tokens kept of one text (its first ones).")
+    max_length: int = Field(default=2048, gt=1, description="Tokens kept of one text (its first ones).")
     batch_tokens: int = Field(default=4096, gt=0, description="Tokens, padding included, of one forward pass.")
     chunk: int = Field(
-        default=1024, gt=0, description="Positions whose logits over the whole vocabulary exist at once."
+        default=1024,
+        gt=0,
+        description="Most positions whose logits over the whole vocabulary exist at once (fewer with a large one).",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the forward passes run.")
 

@@ -1,0 +1,137 @@
+"""Texts on which two models' distributions are compared: prompt and answer of test items, and prose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from evals.items import Item, load_items, take
+from evals.spec import DriftSpec, EvaluateSpec
+from evals.tasks import load_tasks
+from sqtool.errors import DataError, UsageError
+from sqtool.files import read_jsonl
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids of one text. Tokens from index `answer_start` on are the answer; it may equal the length."""
+
+    id: str
+    kind: str
+    tokens: tuple[int, ...]
+    answer_start: int
+
+
+def round_robin(items: Iterable[Item], limit: int) -> list[Item]:
+    """`limit` items, one of each kind in turn, so that a rare kind is not crowded out. Within a kind evenly spread."""
+    kinds: dict[str, list[Item]] = {}
+    for item in items:
+        kinds.setdefault(item.kind, []).append(item)
+    share = -(-limit // max(1, len(kinds)))
+    spread = []
+    for group in kinds.values():
+        first = take(group, share)
+        chosen = {id(item) for item in first}
+        # A small kind leaves room for more of the others.
+        spread.append(first + [item for item in group if id(item) not in chosen])
+    turns = [item for turn in zip_longest(*spread) for item in turn if item is not None]
+    return turns[:limit]
+
+
+def _answer(item: Item, answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The assistant's message that answers the item: the expected one, else the one that a model gave."""
+    if item.expected is not None and item.expected.text is not None:
+        return {"role": "assistant", "content": item.expected.text}
+    if item.expected is not None and item.expected.calls:
+        return _calls_message([(call.name, call.arguments) for call in item.expected.calls])
+    given = answers.get(item.id)
+    if given is not None and given["text"]:
+        return {"role": "assistant", "content": given["text"]}
+    return None
+
+
+def _calls_message(calls: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": n, "arguments": a}} for n, a in calls],
+    }
+
+
+def render(
+    item: Item, tokenizer: Any, max_length: int, answers: Mapping[str, Mapping[str, Any]] | None = None
+) -> Text | None:
+    """The item's text under the model's chat template, at most `max_length` tokens; None when fewer than two."""
+    messages = [message.model_dump(exclude_unset=True) for message in item.messages]
+    answer = _answer(item, answers or {})
+    if answer is None and len(messages) > 1 and messages[-1]["role"] == "assistant":
+        answer = messages.pop()
+    tools = list(item.tools) if item.tools else None
+
+    def ids(conversation: list[dict[str, Any]], *, prompt: bool) -> list[int]:
+        text = tokenizer.apply_chat_template(conversation, tools=tools, tokenize=False, add_generation_prompt=prompt)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    alone = len(messages) == 1 and messages[0]["role"] == "assistant"
+    head = ids(messages, prompt=not alone)
+    full = ids([*messages, answer], prompt=False) if answer is not None else head
+    start = 0
+    for start, (a, b) in enumerate(zip(head, full, strict=False)):  # noqa: B007 - the index is the result
+        if a != b:
+            break
+    else:
+        start = min(len(head), len(full))
+    full = full[:max_length]
+    if len(full) < 2:
+        return None
+    return Text(item.id, item.kind or "none", tuple(full), min(start, len(full)))
+
+
+def _prose(drift: DriftSpec, root: Path) -> list[Item]:
+    if drift.prose is None or drift.prose_items == 0:
+        return []
+    path = root / drift.prose
+    if not path.is_file():
+        if drift.prose == DriftSpec.model_fields["prose"].default:
+            return []
+        raise DataError(path, "no such file", field="evaluate.drift.prose")
+    return take(load_items(path), drift.prose_items)
+
+
+def load_texts(
+    spec: EvaluateSpec, drift: DriftSpec, tokenizer: Any, root: Path, answers: Path | None = None
+) -> list[Text]:
+    """Texts of `drift.items` test items, kinds in turn, and of the prose; longest first.
+
+    `answers` is a records folder of an evaluation (by default none): items without an expected answer, such as those
+    where no tool should be called, then get the answer given there; otherwise they are compared on their prompt only.
+    """
+    if not tokenizer.chat_template:
+        raise UsageError(
+            "the model's tokenizer has no chat template, so test items cannot be rendered for drift",
+            remedy="Add a chat template to the model folder, or set `evaluate.drift: null`.",
+        )
+    tasks = load_tasks(spec.model_copy(update={"limit": None}), root)
+    given: dict[str, dict[str, Any]] = {}
+    if answers is not None:
+        for task in tasks:
+            path = answers / f"{task.name}.jsonl"
+            given.update({row["id"]: row["output"] for _, row in read_jsonl(path)} if path.is_file() else {})
+    items = round_robin((item for task in tasks for item in task.items), drift.items)
+    texts = [render(item, tokenizer, drift.max_length, given) for item in [*items, *_prose(drift, root)]]
+    kept = [text for text in texts if text is not None]
+    return sorted(kept, key=lambda text: (-len(text.tokens), text.id))
+
+
+def batches(texts: Sequence[Text], batch_tokens: int) -> list[list[Text]]:
+    """Neighbours grouped so that count times longest is at most `batch_tokens` (a longer text stands alone)."""
+    groups: list[list[Text]] = []
+    for text in texts:
+        if groups and (len(groups[-1]) + 1) * max(len(groups[-1][0].tokens), len(text.tokens)) <= batch_tokens:
+            groups[-1].append(text)
+        else:
+            groups.append([text])
+    return groups
