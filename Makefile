@@ -25,7 +25,7 @@ unit: setup  ## the tests that start no server
 	@$(PYTEST) -q -n $(WORKERS) --dist loadfile -m "not e2e"
 
 e2e: setup vllm  ## the tests that drive real llm-compressor and real vLLM
-	@$(PYTEST) -q -m e2e
+	@SQTOOL_REQUIRE_E2E=1 $(PYTEST) -q -m e2e
 
 check: setup  ## ruff, mypy strict, import-linter
 	.venv/bin/ruff check .

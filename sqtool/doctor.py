@@ -119,10 +119,11 @@ def check_packages() -> Check:
         requirements = [Requirement(text) for text in metadata.requires("sqtool") or []]
     except metadata.PackageNotFoundError:
         return Check(name, False, "sqtool itself is not installed in this environment", "make setup")
-    wrong, seen = [], []
+    wrong, seen, count = [], [], 0
     for requirement in requirements:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
+        count += 1
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
@@ -134,7 +135,7 @@ def check_packages() -> Check:
             seen.append(f"{requirement.name} {version}")
     if wrong:
         return Check(name, False, "; ".join(wrong), f"make setup    ({NO_CPU_TORCH})")
-    return Check(name, True, f"{', '.join(seen)} and {len(requirements)} requirements in all")
+    return Check(name, True, f"{count} requirements hold: {', '.join(seen)} and others")
 
 
 def check_torch(devices: list[str]) -> Check:
@@ -246,12 +247,8 @@ def check_disk(root: Path) -> Check:
     free = shutil.disk_usage(root).free / 1e9
     ok = free >= FREE_DISK_GB
     detail = f"{free:.1f} GB free in {root}" + ("" if ok else f", {FREE_DISK_GB:.0f} GB are wanted")
-    return Check(
-        name,
-        ok,
-        detail,
-        "" if ok else "rm -rf artifacts/runs artifacts/cache    (results of earlier runs), or free space elsewhere",
-    )
+    remedy = "Free some space; results of earlier runs are in artifacts/runs and artifacts/cache."
+    return Check(name, ok, detail, "" if ok else remedy)
 
 
 def memory_limit() -> tuple[float, float]:

@@ -1,0 +1,134 @@
+"""README.md of a release: a model card with the front matter that model hubs read."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqtool.gate.verdict import MetricVerdict, Verdict
+
+
+ALLOWED = (
+    "The measured items could not exclude a drop past the margin; its recipe accepts that (`inconclusive: allow`)."
+)
+RESULTS = (
+    "Baseline and candidate answered the same items through the same engine. The interval ({percent:.0f} %, two-sided) "
+    "is of candidate minus baseline, in points; PASS means that it excludes a drop as large as the margin."
+)
+HEAD = (
+    "| metric | items | baseline | candidate | difference | interval | margin | verdict |\n"
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
+)
+BOUND = "The verdict holds for this engine, device class and these settings, on traffic like the items."
+
+
+def quantization(checkpoint: Path) -> dict[str, Any]:
+    """`method`, `format` and one text per group of layers, from a checkpoint's config.json; empty when it has none."""
+    try:
+        config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        section = config.get("quantization_config") or {}
+        found = {"method": section.get("quant_method"), "format": section.get("format")}
+        groups = section.get("config_groups") or {}
+        found["groups"] = [_group(g) for g in groups.values()]
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return found if found["method"] else {}
+
+
+def _group(group: Mapping[str, Any]) -> str:
+    parts = []
+    for side, label in (("weights", "weights"), ("input_activations", "activations")):
+        scheme = group.get(side)
+        if scheme:
+            bits = f"{scheme.get('num_bits')}-bit {scheme.get('type', '')}".strip()
+            size = f", groups of {scheme['group_size']}" if scheme.get("group_size") else ""
+            zero = "symmetric" if scheme.get("symmetric") else "asymmetric"
+            parts.append(f"{label} {bits} {scheme.get('strategy', '')}{size}, {zero}")
+    return "; ".join(parts)
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    """Front matter; JSON scalars and lists are YAML too, so no value can break out of its line."""
+    return "".join(f"{k}: {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items() if v)
+
+
+def _row(metric: MetricVerdict) -> str:
+    cells = [
+        metric.name if metric.gated else f"{metric.name} (diagnostic)",
+        str(metric.items),
+        f"{metric.baseline:.2%}",
+        f"{metric.candidate:.2%}",
+        f"{metric.difference * 100:+.2f} points",
+        f"{metric.lower * 100:+.2f} to {metric.upper * 100:+.2f}",
+        f"{metric.margin * 100:.2f}" if metric.gated else "",
+        metric.outcome if metric.gated else "",
+    ]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def model_card(
+    *,
+    name: str,
+    version: str,
+    checkpoint: Path,
+    verdict: Verdict,
+    provenance: Mapping[str, Any],
+    files: Sequence[str],
+) -> str:
+    """The card's text. `files` are the names in the release beside the checkpoint's own.
+
+    Used from `provenance` where given: `model` (the baseline as the recipe names it), `seed`, `serve_flags`.
+    """
+    base = str(provenance.get("model") or "")
+    scheme = quantization(checkpoint)
+    front = _yaml(
+        {
+            "library_name": "transformers",
+            "pipeline_tag": "text-generation",
+            # A hub resolves ids only; a local folder is named in the text instead.
+            "base_model": base if _hub_id(base) else "",
+            "base_model_relation": "quantized" if _hub_id(base) else "",
+            "tags": ["vllm", "quantized", *([str(scheme["method"])] if scheme else []), "sqtool"],
+        }
+    )
+    of_base = f" of `{base}`" if base else ""
+    flags = [str(flag) for flag in provenance.get("serve_flags") or ()]
+    parts = [
+        f"---\n{front}---\n# {name} {version}",
+        f"A quantized checkpoint{of_base}, released by sqtool after its gate said **{verdict.outcome}**.",
+    ]
+    if verdict.outcome != "PASS":
+        parts.append(ALLOWED)
+    if scheme:
+        groups = "".join(f"\n- {group}" for group in scheme["groups"] if group)
+        parts.append(f"## Quantization\n\n`{scheme['method']}`, format `{scheme['format']}`:\n{groups}")
+    parts.append(f"## Serving\n\nIn this folder:\n\n```bash\n{shlex.join(['vllm', 'serve', '.', *flags])}\n```")
+    rows = "\n".join(_row(m) for m in (*verdict.metrics, *verdict.slices))
+    parts.append(f"## Results\n\n{RESULTS.format(percent=100 * (1 - 2 * verdict.alpha))}\n\n{HEAD}\n{rows}")
+    facts = [f"- {key.replace('_', ' ')}: {_plain(value)}" for key, value in sorted(verdict.bindings.items())]
+    for key in ("versions", "hardware", "seed"):
+        if provenance.get(key) is not None:
+            facts.append(f"- {key} at release: {_plain(provenance[key])}")
+    parts.append("## Measured with\n\n" + "\n".join(facts) + f"\n\n{BOUND}")
+    listed = "\n".join(f"- {file}" for file in sorted(files))
+    parts.append(f"## Files\n\nMANIFEST.json lists every file with its sha256. Beside the checkpoint:\n\n{listed}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _hub_id(base: str) -> bool:
+    owner, _, model = base.partition("@")[0].partition("/")
+    return (
+        bool(owner and model) and "/" not in model and not Path(base).exists() and not base.startswith((".", "/", "~"))
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v not in (None, "", [], {})) or "none"
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value)) or "none"
+    return str(value)

@@ -1,0 +1,182 @@
+"""The files of a release: copied with their hashes taken on the way, listed in MANIFEST.json, checked against it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sqtool.errors import DataError
+
+SCHEMA = "sqtool.manifest/1"
+MANIFEST = "MANIFEST.json"
+ORIGINAL = "original"
+CHUNK = 8 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file's content: hex sha256 and size in bytes."""
+
+    sha256: str
+    size: int
+
+
+def copy_file(source: Path, target: Path) -> Entry:
+    """Copy a file's bytes, durably, and tell what was copied.
+
+    Read once: what is hashed is what was written, so a source that changes meanwhile cannot slip through.
+    """
+    total, size = hashlib.sha256(), 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while chunk := reader.read(CHUNK):
+            total.update(chunk)
+            size += len(chunk)
+            writer.write(chunk)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return Entry(total.hexdigest(), size)
+
+
+def write_file(target: Path, text: str) -> Entry:
+    """Write a new text file durably, and tell what was written."""
+    data = text.encode()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("xb") as writer:
+        writer.write(data)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return Entry(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def checkpoint_files(folder: Path) -> dict[str, Path]:
+    """Relative name -> file, of everything in a checkpoint that is published: what `digest_folder` covers.
+
+    Hidden files are no part of it. Raises `DataError` for a link that leaves the checkpoint (the blobs of a hub
+    cache excepted), a linked folder, and anything that is no regular file: none of these was measured.
+    """
+    base = folder.resolve()
+    if not base.is_dir():
+        raise DataError(folder, "no such checkpoint folder")
+    allowed = [base]
+    if base.parent.name == "snapshots":  # a hub cache: snapshots/<commit>/<file> links to blobs/<hash>
+        allowed.append(base.parent.parent / "blobs")
+    found: dict[str, Path] = {}
+    for path in sorted(base.rglob("*")):
+        name = path.relative_to(base).as_posix()
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        if path.is_symlink():
+            real = path.resolve()
+            if not any(real.is_relative_to(place) for place in allowed):
+                raise DataError(folder, f"is a link that leaves the checkpoint (to {real})", field=name)
+            if not real.is_file():
+                raise DataError(folder, "is a link to something that is no file", field=name)
+        elif path.is_dir():
+            continue
+        elif not path.is_file():
+            raise DataError(folder, "is no regular file", field=name)
+        found[name] = path
+    if not found:
+        raise DataError(folder, "the checkpoint folder is empty")
+    return found
+
+
+def checkpoint_digest(hashes: Mapping[str, str]) -> str:
+    """What `sqtool.files.digest_folder` gives for a folder with these files (relative name -> hex sha256)."""
+    total = hashlib.sha256()
+    for name in sorted(hashes, key=PurePosixPath):
+        total.update(f"{name}\0{hashes[name]}\n".encode())
+    return total.hexdigest()
+
+
+def unsafe(name: str) -> bool:
+    """Whether a relative file name would leave its folder or is not in its plain form."""
+    path = PurePosixPath(name)
+    return not name or path.is_absolute() or ".." in path.parts or str(path) != name or "\0" in name or "\\" in name
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A release's MANIFEST.json; `DataError` when it is missing or is none."""
+    path = folder / MANIFEST
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(path, "no such file: the folder is no release") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(path, f"not JSON: {error}") from None
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise DataError(path, f"is no manifest of schema {SCHEMA}", field="schema")
+    files = value.get("files")
+    well_formed = isinstance(files, dict) and all(
+        isinstance(e, dict) and isinstance(e.get("sha256"), str) and isinstance(e.get("size"), int)
+        for e in files.values()
+    )
+    if not well_formed:
+        raise DataError(path, "must map each file to its sha256 and size", field="files")
+    return value
+
+
+def verify_manifest(folder: Path) -> list[str]:
+    """Every difference between a release folder and its MANIFEST.json, one sentence each; empty when it is intact.
+
+    Each file that changed, is missing or is extra; hidden files and links count as extra. The checkpoint's digest is
+    taken anew over its files, so a manifest that was rewritten to fit other weights differs from the verdict.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except DataError as error:
+        return [error.message]
+    problems: list[str] = []
+    listed: dict[str, dict[str, Any]] = manifest["files"]
+    actual: dict[str, str] = {}
+    for name, entry in sorted(listed.items()):
+        if unsafe(name):
+            problems.append(f"{name!r}: the manifest names a file outside the release")
+            continue
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            problems.append(f"{name}: missing")
+            continue
+        size = path.stat().st_size
+        if size != entry["size"]:
+            problems.append(f"{name}: changed (size {size}, was {entry['size']})")
+            continue
+        with path.open("rb") as handle:
+            actual[name] = hashlib.file_digest(handle, "sha256").hexdigest()
+        if actual[name] != entry["sha256"]:
+            problems.append(f"{name}: changed (sha256 {actual[name]}, was {entry['sha256']})")
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if name != MANIFEST and name not in listed:
+            problems.append(f"{name}: extra")
+    if not problems:
+        problems = _verify_bindings(manifest, folder, actual)
+    return problems
+
+
+def _verify_bindings(manifest: dict[str, Any], folder: Path, actual: dict[str, str]) -> list[str]:
+    """Whether verdict, checkpoint and manifest still speak of the same bytes."""
+    from sqtool.release.verdict import bound_digest
+
+    try:
+        mapping: dict[str, str] = manifest["checkpoint"]["files"]
+        digest = checkpoint_digest({original: actual[stored] for original, stored in mapping.items()})
+        recorded = manifest["checkpoint"]["digest"]
+        verdict = json.loads((folder / manifest["verdict"]["file"]).read_text(encoding="utf-8"))
+        bound = bound_digest(verdict)
+    except (KeyError, TypeError, AttributeError, OSError, ValueError) as error:
+        return [f"{MANIFEST}: incomplete ({type(error).__name__}: {error})"]
+    problems = []
+    if digest != recorded:
+        problems.append(f"{MANIFEST}: the checkpoint's digest is {digest}, the manifest says {recorded}")
+    if digest != bound:
+        problems.append(f"{manifest['verdict']['file']}: was given for the checkpoint {bound}, this one is {digest}")
+    return problems

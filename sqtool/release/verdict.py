@@ -1,0 +1,102 @@
+"""May this verdict release this checkpoint? The only question that the release stage asks of the gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqtool.errors import DataError, InconclusiveError, RegressedError
+
+if TYPE_CHECKING:
+    from sqtool.gate.verdict import MetricVerdict, Verdict
+
+CANDIDATE_DIGEST = "candidate_digest"
+"""Key in the verdict's bindings: `sqtool.files.digest_folder` of the checkpoint that was measured."""
+RERUN = "Run `sqtool quantize` again: the gate judges in seconds from the records that are there."
+ROUNDING = 1e-9
+
+
+def bound_digest(verdict: dict[str, Any]) -> str | None:
+    """The digest of the checkpoint that a verdict (as JSON value) was given for; None when it names none."""
+    bindings = verdict.get("bindings")
+    value = bindings.get(CANDIDATE_DIGEST) if isinstance(bindings, dict) else None
+    return value if isinstance(value, str) and value else None
+
+
+def read_accepted(path: Path, text: str, *, records: tuple[Path, Path] | None = None) -> Verdict:
+    """The verdict in `text` (read from `path`), if it lets the candidate be released.
+
+    Raises `RegressedError` or `InconclusiveError` when it does not, `DataError` when it is no verdict, contradicts
+    itself, or, given the (baseline, candidate) records it rests on, is not what the gate computes from them.
+    """
+    from sqtool.gate.verdict import Verdict, judge
+
+    try:
+        verdict = Verdict.from_json(text)
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise DataError(path, f"is no verdict of the gate: {error}", remedy=RERUN) from None
+    contradictions = _contradictions(verdict)
+    if contradictions:
+        raise DataError(path, f"the verdict contradicts itself: {'; '.join(contradictions)}", remedy=RERUN)
+    if records is not None:
+        from sqtool.gate.spec import GateSpec
+
+        again = judge(GateSpec.model_validate(verdict.spec), *records, bindings=verdict.bindings)
+        if again.to_json() != text:
+            raise DataError(path, "the verdict is not what the gate computes from the records", remedy=RERUN)
+    if verdict.outcome == "REGRESSED":
+        raise RegressedError(
+            f"nothing is released: the verdict is REGRESSED ({'; '.join(verdict.reasons)})",
+            remedy="report.md of the run says which items got worse.",
+        )
+    if not verdict.accepted:
+        raise InconclusiveError(
+            f"nothing is released: the verdict is {verdict.outcome} ({'; '.join(verdict.reasons)})",
+            remedy="Measure more items, or accept the risk with `gate: {inconclusive: allow}`.",
+        )
+    return verdict
+
+
+def _contradictions(verdict: Verdict) -> list[str]:
+    """Where the outcome does not follow from the metrics, or a metric's not from its numbers."""
+    from sqtool.gate.spec import GateSpec
+
+    found: list[str] = []
+    try:
+        spec = GateSpec.model_validate(verdict.spec)
+    except ValueError as error:
+        return [f"its spec is no gate section: {error}"]
+    gated = [m for m in verdict.metrics if m.gated]
+    missing = set(spec.gated) ^ {m.metric for m in gated}
+    if missing or len(gated) != len(spec.gated):
+        found.append(f"gated metrics are not those of its spec: {', '.join(sorted(missing)) or 'one is there twice'}")
+    if (spec.inconclusive, spec.alpha) != (verdict.inconclusive, verdict.alpha):
+        found.append("`inconclusive` or `alpha` differ from its spec")
+    for metric in gated:
+        rule = spec.metrics.get(metric.metric)
+        if rule is not None:
+            margin = rule.absolute_margin
+            wanted = (rule.relative or 0.0) * metric.baseline if margin is None else margin
+            if abs(metric.margin - wanted) > ROUNDING:
+                found.append(f"{metric.name}: the margin is {metric.margin}, its spec says {wanted}")
+    judged = [*gated, *verdict.slices]
+    for metric in judged:
+        found += _wrong_numbers(metric)
+    regressed = any(m.outcome == "REGRESSED" for m in judged)
+    unsure = any(m.outcome != "PASS" for m in judged if m.require == "pass")
+    follows = "REGRESSED" if regressed else "INCONCLUSIVE" if unsure else "PASS"
+    if verdict.outcome != follows:
+        found.append(f"the outcome is {verdict.outcome}, its metrics say {follows}")
+    return found
+
+
+def _wrong_numbers(metric: MetricVerdict) -> list[str]:
+    found = []
+    sign = 1.0 if metric.direction == "higher" else -1.0
+    if abs(metric.difference - sign * (metric.candidate - metric.baseline)) > ROUNDING:
+        found.append(f"{metric.name}: the difference is not candidate minus baseline")
+    if not metric.lower - ROUNDING <= metric.difference <= metric.upper + ROUNDING:
+        found.append(f"{metric.name}: the difference is outside its interval")
+    if metric.outcome == "PASS" and metric.lower <= -metric.margin - ROUNDING:
+        found.append(f"{metric.name}: PASS, and its lower bound is past the margin")
+    return found

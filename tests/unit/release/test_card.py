@@ -1,0 +1,99 @@
+"""The model card and what goes into it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from sqtool.gate.verdict import Verdict
+from sqtool.release.card import model_card, quantization
+from sqtool.release.provenance import collect, git_commit
+from sqtool.release.spec import ReleaseSpec
+
+from .conftest import Case
+
+
+def card(case: Case, **provenance: Any) -> str:
+    verdict = Verdict.from_json(case.verdict.read_text())
+    return model_card(
+        name="awq4",
+        version="v1",
+        checkpoint=case.checkpoint,
+        verdict=verdict,
+        provenance=provenance,
+        files=["verdict.json"],
+    )
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    value: dict[str, Any] = YAML(typ="safe").load(text.split("---\n")[1])
+    return value
+
+
+def test_card_of_a_hub_model(case: Case) -> None:
+    text = card(case, model="meta-llama/Llama-3.2-1B", seed=0, serve_flags=["--tool-call-parser", "hermes"])
+    assert front_matter(text) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": "meta-llama/Llama-3.2-1B",
+        "base_model_relation": "quantized",
+        "tags": ["vllm", "quantized", "compressed-tensors", "sqtool"],
+    }
+    assert "vllm serve . --tool-call-parser hermes" in text
+    assert "weights 4-bit int group, groups of 128, asymmetric" in text
+    assert "| recall.exact_match | 400 | 100.00% | 100.00% | +0.00 points |" in text
+    assert "- seed at release: 0" in text
+    assert "- engine: vllm 0.32.0+cpu" in text
+
+
+@pytest.mark.parametrize("model", ["", "artifacts/reference/target", "/models/x", "./x/y", "a: b\nc: d/e\n---"])
+def test_only_a_hub_id_becomes_base_model(case: Case, model: str) -> None:
+    found = front_matter(card(case, model=model))
+    assert "base_model" not in found or found["base_model"] == model
+
+
+def test_quantization_of_something_else(tmp_path: Path) -> None:
+    assert quantization(tmp_path) == {}
+    for config in ("{", "[]", "{}", json.dumps({"quantization_config": None})):
+        (tmp_path / "config.json").write_text(config)
+        assert quantization(tmp_path) == {}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    assert quantization(tmp_path)["method"] == "gptq"
+
+
+def test_provenance_is_json_and_has_the_commit(tmp_path: Path) -> None:
+    assert git_commit(tmp_path) is None
+
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.invalid"]
+        subprocess.run(["git", "-C", tmp_path, *identity, *words], check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "a").write_text("a")
+    git("add", "a")
+    git("commit", "-m", "a")
+    found = collect(tmp_path)
+    json.dumps(found, allow_nan=False)
+    assert len(found["git"]["commit"]) == 40
+    assert found["git"]["modified"] is False
+    (tmp_path / "a").write_text("b")
+    assert collect(tmp_path)["git"]["modified"] is True
+    (tmp_path / "inner").mkdir()
+    assert git_commit(tmp_path / "inner") is None
+
+
+@pytest.mark.parametrize("field", ["name", "version"])
+@pytest.mark.parametrize("value", ["../x", "a/b", ".hidden", "-x", "a~b", "a b", "x" * 81])
+def test_names_that_could_leave_the_folder(field: str, value: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        ReleaseSpec(**{field: value})
+
+
+def test_latest_is_no_version() -> None:
+    with pytest.raises(ValueError, match="pointer"):
+        ReleaseSpec(version="latest")
