@@ -1,12 +1,12 @@
 """The folder of one run: its names, its lock, and the state that commands and the report read.
 
-    artifacts/runs/<name>/
-        recipe.yaml, recipe.json      as written; as understood, with every default
-        calibrate/ quantize/ ...      one folder a finished stage, each with a result.json
-        failed/<stage>/               logs and reports that a failed stage left
-        run.json                      machine-readable state: stages, digests, seconds, exit code
-        report.md  run.log
-    artifacts/cache/                  shared by all runs: baselines, file digests, timings
+artifacts/runs/<name>/
+    recipe.yaml, recipe.json      as written; as understood, with every default
+    calibrate/ quantize/ ...      one folder a finished stage, each with a result.json
+    failed/<stage>/               logs and reports that a failed stage left
+    run.json                      machine-readable state: stages, digests, seconds, exit code
+    report.md  run.log
+artifacts/cache/                  shared by all runs: baselines, file digests, timings
 """
 
 from __future__ import annotations
@@ -180,9 +180,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def locked(
-    path: Path, *, what: str, wait: bool, waiting: Callable[[str], None] = lambda _: None
-) -> Iterator[None]:
+def locked(path: Path, *, what: str, wait: bool, waiting: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Hold the lock file `path`; who holds it stands in `<path>.owner.json`.
 
     With `wait` this waits (and calls `waiting` once with a sentence that says for whom); otherwise a lock that is

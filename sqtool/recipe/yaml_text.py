@@ -43,7 +43,7 @@ def dotted(path: Path) -> str:
     return ".".join(str(part) for part in path) or "recipe"
 
 
-class _TooMuch(Exception):
+class _TooMuchError(Exception):
     """The document expands to more than a recipe can be."""
 
 
@@ -61,7 +61,7 @@ def parse(text: str) -> Document:
         return document
     try:
         document.value = _Builder(document).build(node, (), 0)
-    except _TooMuch as error:
+    except _TooMuchError as error:
         document.problems.append(Problem("recipe", 0, str(error)))
     return document
 
@@ -95,9 +95,9 @@ class _Builder:
         """The plain value of `node`; `line` is that of the key that leads to it (its own for list entries)."""
         self.count += 1
         if self.count > MAX_NODES:
-            raise _TooMuch(f"expands to more than {MAX_NODES} values (aliases repeated too often)")
+            raise _TooMuchError(f"expands to more than {MAX_NODES} values (aliases repeated too often)")
         if len(path) > MAX_DEPTH:
-            raise _TooMuch(f"nested deeper than {MAX_DEPTH} levels")
+            raise _TooMuchError(f"nested deeper than {MAX_DEPTH} levels")
         here = line or node.start_mark.line + 1
         self.document.lines[path] = here
         tag = str(node.tag)
@@ -126,7 +126,7 @@ class _Builder:
             line = key_node.start_mark.line + 1
             tag = str(key_node.tag)
             if tag == _CORE + "merge":
-                self.problem(path, line, "has a merge key (<<)", "write the keys out, or use an alias for a whole value")
+                self.problem(path, line, "has a merge key (<<)", "write the keys out")
                 continue
             if key_node.id != "scalar" or not tag.startswith(_CORE):
                 self.problem(path, line, "has a key that is no text")

@@ -12,6 +12,7 @@ A stage's module may have further functions; the pipeline uses those that exist:
     fingerprint(spec, inputs) -> dict      versions of tools that shape the result; part of the digest, never raises
     preflight(spec, inputs) -> Estimate    raises what would fail later anyway; says how much work there is
     check(spec, summary) -> None           raises when a finished stage forbids the next ones (the gate)
+    stale(summary, inputs) -> str          why a finished result no longer holds; "" when it does
 
 They are called before anything runs, so `inputs.folders` then says where folders will be, not that they exist.
 """

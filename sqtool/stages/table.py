@@ -24,8 +24,11 @@ class Stage:
     code: tuple[str, ...]
     reads: tuple[str, ...] = ()
     """`model`, `draft` and `candidate`: the content of these folders. `candidate` counts only where the recipe names a
-    finished checkpoint; one that the quantize stage makes is already covered by that stage's digest."""
+    finished checkpoint; one that the quantize stage makes is already covered by that stage's digest. `name` is the
+    recipe's name."""
     tools: tuple[str, ...] = ()
+    sees: tuple[str, ...] = ()
+    """Further sections that only decide whether there is anything to do; no part of the digest."""
     shared: bool = False
     """Kept in artifacts/cache/<name>-<digest>/, where every recipe that needs the same one finds it."""
 
@@ -36,7 +39,7 @@ _QUANTIZERS = (*_HF, "llmcompressor", "compressed-tensors")
 STAGES: tuple[Stage, ...] = (
     Stage(
         "calibrate", ("calibrate",), (), "sqtool.stages.calibrate",
-        code=("calibrate",), reads=("model",), tools=("transformers",),
+        code=("calibrate",), reads=("model",), tools=("transformers",), sees=("quantize",),
     ),
     Stage(
         "quantize", ("quantize",), ("calibrate",), "sqtool.stages.quantize",
@@ -55,12 +58,12 @@ STAGES: tuple[Stage, ...] = (
         code=("sqtool.gate",),
     ),
     Stage(
-        "speculate", ("speculate", "engine"), ("quantize", "gate"), "sqtool.stages.speculate",
+        "speculate", ("speculate", "engine"), ("quantize",), "sqtool.stages.speculate",
         code=("sqtool.speculate", "evals"), reads=("model", "draft", "candidate"),
     ),
     Stage(
         "release", ("release",), ("calibrate", "quantize", "baseline", "evaluate", "gate", "speculate"),
-        "sqtool.stages.release", code=("sqtool.release",), reads=("candidate",),
+        "sqtool.stages.release", code=("sqtool.release",), reads=("candidate", "name"),
     ),
 )  # fmt: skip
 

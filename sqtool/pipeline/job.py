@@ -1,0 +1,132 @@
+"""A job: a recipe bound to this machine, with every model found. What the pipeline runs and plans."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqtool.errors import InfrastructureError, UsageError, did_you_mean
+from sqtool.progress import SILENT, Progress
+from sqtool.spec import Spec
+
+if TYPE_CHECKING:
+    from sqtool.recipe import LoadedRecipe
+
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the stages of one run may see."""
+
+    name: str
+    root: Path
+    model: Path
+    """Folder of the bf16 baseline."""
+    sections: Mapping[str, Spec]
+    seed: int = 0
+    draft: Path | None = None
+    checkpoint: Path | None = None
+    """A finished candidate that the recipe names; then the quantize stage has nothing to do."""
+    trust_remote_code: bool = False
+    recipe_path: Path | None = None
+    recipe_text: str = ""
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    """The recipe with every default, JSON-able."""
+
+    def shown(self, path: Path) -> str:
+        """`path` relative to the root where it is below it."""
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+
+def job_of(loaded: LoadedRecipe, progress: Progress = SILENT) -> Job:
+    """Bind a recipe to this machine. Models that are hub ids are downloaded unless the hub cache has them."""
+    from sqtool.recipe.model import SECTIONS
+
+    recipe, root, beside = loaded.recipe, loaded.root, loaded.path.resolve().parent
+    model = find_model(
+        recipe.model.path or recipe.model.id or "", root, beside, what="model",
+        revision=recipe.model.revision, progress=progress,
+    )  # fmt: skip
+    draft = None
+    if recipe.draft is not None:
+        draft = find_model(
+            recipe.draft.path or recipe.draft.id or "", root, beside, what="draft",
+            revision=recipe.draft.revision, progress=progress,
+        )  # fmt: skip
+    checkpoint = None
+    if recipe.quantize.checkpoint is not None:
+        given = recipe.quantize.checkpoint
+        checkpoint = find_model(given, root, beside, what="quantize.checkpoint", progress=progress)
+    return Job(
+        name=loaded.name,
+        root=root,
+        model=model,
+        draft=draft,
+        checkpoint=checkpoint,
+        seed=recipe.seed,
+        trust_remote_code=recipe.model.trust_remote_code,
+        sections={name: recipe.section(name) for name in SECTIONS},
+        recipe_path=loaded.path,
+        recipe_text=loaded.path.read_text(encoding="utf-8-sig"),
+        resolved=recipe.model_dump(mode="json"),
+    )
+
+
+def find_model(
+    given: Path | str,
+    root: Path,
+    beside: Path | None = None,
+    *,
+    what: str = "model",
+    revision: str | None = None,
+    progress: Progress = SILENT,
+) -> Path:
+    """The folder that a path or hub id means, absolute; `UsageError` when it is neither, with what was looked at."""
+    text = str(given)
+    path = Path(text).expanduser()
+    places = [path] if path.is_absolute() else [base / path for base in (root, beside) if base is not None]
+    for place in places:
+        if (place / "config.json").is_file():
+            return place.resolve()
+    for place in places:
+        if place.is_dir():
+            raise UsageError(
+                f"{what}: {place} is no model folder: it has no config.json",
+                remedy="Give a Hugging Face folder: config.json, *.safetensors, the tokenizer's files.",
+            )
+    if HUB_ID.match(text) and not path.is_absolute():
+        return _from_hub(text, revision, what, progress)
+    raise UsageError(f"{what}: no such folder: {places[0]}", remedy=_near(places[0]))
+
+
+def _near(path: Path) -> str:
+    if "artifacts/reference" in path.as_posix():
+        return "The reference models ship with the project's repository; `sqtool doctor` says what is missing."
+    siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    near = did_you_mean(path.name, siblings)
+    if near.startswith("did"):
+        return near[:1].upper() + near[1:]
+    return "Give a folder relative to the project root, an absolute one, or a hub id (owner/name)."
+
+
+def _from_hub(name: str, revision: str | None, what: str, progress: Progress) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True)).resolve()
+    except LocalEntryNotFoundError:
+        pass
+    progress.note(f"{what}: downloading {name}" + (f" at {revision}" if revision else ""))
+    try:
+        return Path(snapshot_download(name, revision=revision)).resolve()
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InfrastructureError(
+            f"{what}: {name} is no folder here, and it cannot be downloaded: {first}",
+            remedy="Check the name, the network and (for a gated model) HF_TOKEN; or give a local folder.",
+        ) from None

@@ -1,0 +1,363 @@
+"""Running a plan: what is cached is skipped, what runs is built aside and put in place whole, and the gate decides.
+
+The run folder's state (run.json) and report.md are written whatever happens, also on refusal, failure and Ctrl-C.
+After kill -9 the next run removes what was half built and goes on behind the last finished stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import sqtool
+from sqtool.errors import (
+    EXIT_RELEASED,
+    CancelledError,
+    CoverageError,
+    InconclusiveError,
+    InfrastructureError,
+    RegressedError,
+    SqtoolError,
+    UsageError,
+)
+from sqtool.files import write_json, write_text
+from sqtool.pipeline.job import Job
+from sqtool.pipeline.plan import Plan, Step, hook, make_plan
+from sqtool.pipeline.timing import Timings
+from sqtool.progress import SILENT, Progress
+from sqtool.runfolder import CACHE, RunFolder, begin, commit, discard, locked, read_result, remove_stage, sweep
+from sqtool.stages.contract import StageResult
+from sqtool.stages.table import STAGES, Stage
+
+FORMAT = 1
+BUG = "This is a defect in sqtool or in a library under it; the traceback is in run.log."
+StageState = Literal["cached", "done", "skipped", "failed", "cancelled", "running", "waiting", "not reached"]
+OutcomeName = Literal["released", "passed", "done", "refused", "inconclusive", "failed", "cancelled"]
+log = logging.getLogger("sqtool")
+
+
+@dataclass
+class StageRecord:
+    """What run.json says about one stage."""
+
+    name: str
+    state: StageState
+    why: str
+    digest: str
+    folder: str
+    seconds: float | None = None
+    error: str = ""
+
+
+@dataclass
+class RunOutcome:
+    """How a run ended. `error` is what stopped it, `problems` everything that the plan found wrong."""
+
+    name: str
+    folder: RunFolder
+    outcome: OutcomeName
+    exit_code: int
+    stages: list[StageRecord]
+    seconds: float
+    error: SqtoolError | None = None
+    problems: tuple[SqtoolError, ...] = ()
+    results: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """result.json of every finished stage, by name."""
+
+
+def run(
+    job: Job,
+    *,
+    stages: Sequence[Stage] = STAGES,
+    until: str | None = None,
+    force: Collection[str] = (),
+    wait: bool = False,
+    progress: Progress = SILENT,
+) -> RunOutcome:
+    """Run the stages up to and with `until`; see the outcome for how it ended.
+
+    Raises only when nothing could be begun: `InfrastructureError` when another process holds the run folder (with
+    `wait` this waits for it), `UsageError` for an unknown stage name.
+    """
+    folder = RunFolder.of(job.root, job.name)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InfrastructureError(f"cannot write to {folder.path}: {error.strerror}") from None
+    lock = folder.path / "run.lock"
+    with locked(lock, what=f"run {job.name}", wait=wait, waiting=progress.note), _logging_to(folder.log):
+        return _Runner(job, folder, stages, until, frozenset(force), progress).run()
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()
+
+
+class _Runner:
+    def __init__(
+        self,
+        job: Job,
+        folder: RunFolder,
+        stages: Sequence[Stage],
+        until: str | None,
+        force: frozenset[str],
+        progress: Progress,
+    ) -> None:
+        self.job, self.folder, self.stages, self.until, self.force = job, folder, stages, until, force
+        self.progress = progress
+        self.started = datetime.now(UTC)
+        self.clock = time.monotonic()
+        self.records: dict[str, StageRecord] = {s.name: StageRecord(s.name, "not reached", "", "", "") for s in stages}
+        self.results: dict[str, Mapping[str, Any]] = {}
+        self.timings = Timings(job.root / CACHE)
+
+    def run(self) -> RunOutcome:
+        left = sweep(self.folder.path)
+        if left:
+            self.progress.note(f"removed what an interrupted run left: {', '.join(left)}")
+        error: SqtoolError | None = None
+        problems: tuple[SqtoolError, ...] = ()
+        try:
+            self.write_recipe()
+            plan = make_plan(self.job, stages=self.stages, until=self.until, force=self.force, progress=self.progress)
+            problems = plan.problems
+            self.take_plan(plan)
+            if problems:
+                raise problems[0]
+            for step in plan.steps:
+                self.one(step)
+        except (Exception, SystemExit, KeyboardInterrupt) as caught:  # every end is recorded
+            error = as_sqtool_error(caught)
+            if not isinstance(caught, SqtoolError | KeyboardInterrupt):
+                log.exception("unexpected error")
+            elif isinstance(caught, SqtoolError) and not isinstance(caught, RegressedError | InconclusiveError):
+                log.info("stopped", exc_info=caught)
+        return self.finish(error, problems)
+
+    def write_recipe(self) -> None:
+        if self.job.recipe_text:
+            write_text(self.folder.recipe_text, self.job.recipe_text)
+        write_json(self.folder.recipe_json, dict(self.job.resolved))
+
+    def take_plan(self, plan: Plan) -> None:
+        states: dict[str, StageState] = {"cached": "cached", "run": "not reached", "skip": "skipped"}
+        for step in plan.steps:
+            record = self.records[step.stage.name]
+            record.state, record.why, record.digest = states[step.action], step.why, step.digest
+            record.folder = self.job.shown(step.folder) if step.action != "skip" else ""
+            if step.result is not None:
+                record.seconds = step.result.get("seconds")
+        self.write_state("running", None, None)
+
+    def one(self, step: Step) -> None:
+        name = step.stage.name
+        if step.action == "skip":
+            self.progress.note(f"{name}: skipped ({step.why})")
+            return
+        if step.action == "cached":
+            assert step.result is not None
+            self.results[name] = step.result
+            self.progress.note(f"{name}: reused")
+        elif step.stage.shared:
+            self.build_shared(step)
+        else:
+            self.build(step)
+        check = hook(step.stage, "check")
+        if check is not None:
+            check(step.spec, self.results[name]["summary"])
+
+    def build_shared(self, step: Step) -> None:
+        """Several runs may need the same shared folder: one makes it, the others wait and find it made."""
+        lock = step.folder.with_name(step.folder.name + ".lock")
+        record = self.records[step.stage.name]
+        what = f"the shared {step.stage.name} {step.folder.name}"
+        record.state = "waiting"
+        with locked(lock, what=what, wait=True, waiting=self.progress.note):
+            made = read_result(step.folder)
+            if step.why != "forced" and made is not None and made.get("digest") == step.digest:
+                self.results[step.stage.name] = made
+                record.state, record.why, record.seconds = "cached", "made by another run", made.get("seconds")
+                self.progress.note(f"{step.stage.name}: reused")
+                return
+            self.build(step)
+
+    def build(self, step: Step) -> None:
+        name, record = step.stage.name, self.records[step.stage.name]
+        record.state = "running"
+        self.write_state("running", None, None)
+        self.progress.note(f"{name}: starting ({step.why})")
+        function: Callable[..., StageResult] | None = hook(step.stage, "run")
+        assert function is not None, f"{step.stage.module} has no run()"
+        began, started = time.monotonic(), datetime.now(UTC)
+        out = begin(step.folder)
+        try:
+            result = function(step.spec, step.inputs, out)
+            seconds = time.monotonic() - began
+            self.remove_dependents(name)
+            value = {
+                "format": FORMAT,
+                "stage": name,
+                "digest": step.digest,
+                "build": uuid.uuid4().hex,
+                "built_from": {need: self.results[need]["build"] for need in step.inputs.folders},
+                "started": started.isoformat(timespec="seconds"),
+                "seconds": round(seconds, 3),
+                "sqtool": sqtool.__version__,
+                "summary": result.summary,
+                "parts": dict(step.parts),
+            }
+            commit(step.folder, value)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            record.state = "cancelled" if isinstance(error, KeyboardInterrupt | CancelledError) else "failed"
+            record.seconds = round(time.monotonic() - began, 3)
+            record.error = str(error) or type(error).__name__
+            discard(step.folder, keep=self.folder.failed(name))
+            raise
+        self.results[name] = value
+        record.state, record.seconds = "done", value["seconds"]
+        kept = self.folder.failed(name)
+        if kept.is_dir():
+            remove_stage(kept)
+        self.timings.add(name, step.estimate.work, seconds)
+        self.write_state("running", None, None)
+        self.progress.note(f"{name}: done in {seconds:.1f} s")
+
+    def remove_dependents(self, name: str) -> None:
+        """What was made from an older folder of this stage is void, and must not stand beside the new one."""
+        void = {name}
+        for stage in self.stages:
+            if void & set(stage.needs):
+                void.add(stage.name)
+                if not stage.shared:
+                    remove_stage(self.folder.stage(stage.name))
+
+    def finish(self, error: SqtoolError | None, problems: tuple[SqtoolError, ...]) -> RunOutcome:
+        outcome, code = self.outcome(error)
+        seconds = time.monotonic() - self.clock
+        for record in self.records.values():
+            if record.state in ("waiting", "running"):
+                record.state = "cancelled" if outcome == "cancelled" else "failed"
+        try:
+            self.write_state(outcome, code, error, seconds, problems)
+            self.write_report()
+        except OSError as failed:
+            self.progress.note(f"the run's state could not be written: {failed}")
+            if code == EXIT_RELEASED:
+                error = InfrastructureError(f"cannot write to {self.folder.path}: {failed.strerror or failed}")
+                outcome, code = "failed", error.exit_code
+        records = list(self.records.values())
+        return RunOutcome(self.job.name, self.folder, outcome, code, records, seconds, error, problems, self.results)
+
+    def outcome(self, error: SqtoolError | None) -> tuple[OutcomeName, int]:
+        if error is None:
+            finished = {n for n, r in self.records.items() if r.state in ("done", "cached")}
+            if "release" in finished:
+                return "released", EXIT_RELEASED
+            return ("passed" if "gate" in finished else "done"), EXIT_RELEASED
+        if isinstance(error, RegressedError | CoverageError):
+            return "refused", error.exit_code
+        if isinstance(error, InconclusiveError):
+            return "inconclusive", error.exit_code
+        if isinstance(error, CancelledError):
+            return "cancelled", error.exit_code
+        return "failed", error.exit_code
+
+    def write_state(
+        self,
+        outcome: str,
+        code: int | None,
+        error: SqtoolError | None,
+        seconds: float | None = None,
+        problems: tuple[SqtoolError, ...] = (),
+    ) -> None:
+        write_json(
+            self.folder.run_json,
+            {
+                "format": FORMAT,
+                "name": self.job.name,
+                "root": str(self.job.root),
+                "recipe": self.job.shown(self.job.recipe_path.resolve()) if self.job.recipe_path else None,
+                "model": self.job.shown(self.job.model),
+                "draft": self.job.shown(self.job.draft) if self.job.draft else None,
+                "until": self.until,
+                "sqtool": sqtool.__version__,
+                "started": self.started.isoformat(timespec="seconds"),
+                "seconds": None if seconds is None else round(seconds, 3),
+                "outcome": outcome,
+                "exit_code": code,
+                "error": None if error is None else describe(error),
+                "problems": [describe(p) for p in problems],
+                "stages": [vars(record) for record in self.records.values()],
+            },
+        )
+
+    def write_report(self) -> None:
+        from sqtool.report import write_report
+
+        try:
+            write_report(self.folder.path)
+        except Exception as failed:  # a report that cannot be drawn must not change the verdict
+            log.exception("report.md could not be written")
+            self.progress.note(f"report.md could not be written: {failed}")
+
+
+def describe(error: SqtoolError) -> dict[str, Any]:
+    """An error as JSON."""
+    return {
+        "type": type(error).__name__,
+        "message": error.message,
+        "remedy": error.remedy,
+        "exit_code": error.exit_code,
+    }
+
+
+def as_sqtool_error(error: BaseException) -> SqtoolError:
+    """The error with an exit code and a remedy that any exception means."""
+    if isinstance(error, SqtoolError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return CancelledError("cancelled; finished stages stay", remedy="Run the same command to go on from there.")
+    if isinstance(error, MemoryError):
+        return InfrastructureError(
+            "out of memory", remedy="Lower quantize.batch_size or calibrate.max_seq_length, or use a larger machine."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        return InfrastructureError(
+            f"the disk is full{where}", remedy="Free some space and run again; finished stages are kept."
+        )
+    if isinstance(error, OSError):
+        return InfrastructureError(f"{error.filename or 'operating system'}: {error.strerror or error}", remedy=BUG)
+    if type(error).__name__ == "OutOfMemoryError":  # torch.cuda's, without importing torch
+        return InfrastructureError(
+            "the accelerator is out of memory", remedy="Lower quantize.batch_size, or use a device with more memory."
+        )
+    text = str(error).strip().splitlines()
+    return InfrastructureError(f"{type(error).__name__}: {text[0] if text else 'no message'}", remedy=BUG)
+
+
+def with_sections(job: Job, **sections: Any) -> Job:
+    """The job with some sections replaced."""
+    unknown = set(sections) - set(job.sections)
+    if unknown:
+        raise UsageError(f"no such section: {', '.join(sorted(unknown))}")
+    return replace(job, sections={**job.sections, **sections})

@@ -1,0 +1,236 @@
+"""What a run found, read from its folder into plain texts and tables: the one source of report.md and the terminal.
+
+Only stages of this run count: a folder whose digest is not the one in run.json belongs to an earlier recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqtool.report.numbers import signed_points, size, span, value
+from sqtool.runfolder import RunFolder, read_result
+
+HEADLINES = {
+    "released": "RELEASED",
+    "passed": "PASSED",
+    "done": "DONE",
+    "refused": "REFUSED",
+    "inconclusive": "INCONCLUSIVE",
+    "failed": "FAILED",
+    "cancelled": "CANCELLED",
+    "running": "RUNNING",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; `notes` are sentences below it."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorseItem:
+    """One item that got worse, with both answers as they came (hostile text)."""
+
+    metric: str
+    id: str
+    kind: str
+    expected: str
+    baseline: str
+    candidate: str
+
+
+@dataclass
+class Facts:
+    """Everything that the report shows; empty where the run has not come that far."""
+
+    name: str
+    headline: str
+    why: list[str] = field(default_factory=list)
+    remedy: str = ""
+    metrics: Table | None = None
+    slices: Table | None = None
+    worse: list[WorseItem] = field(default_factory=list)
+    saves: list[str] = field(default_factory=list)
+    coverage: list[str] = field(default_factory=list)
+    coverage_table: Table | None = None
+    drift: Table | None = None
+    arms: Table | None = None
+    acceptance: Table | None = None
+    speculation: list[str] = field(default_factory=list)
+    measured: list[tuple[str, str]] = field(default_factory=list)
+    stages: Table | None = None
+    serve: str = ""
+    release: str = ""
+    model: str = ""
+    recipe: str = ""
+    started: str = ""
+    seconds: str = ""
+
+
+def collect(path: Path) -> Facts:
+    """The facts of the run in folder `path`; `DataError` when it has no readable run.json."""
+    from sqtool.report.speculation import add_speculation
+    from sqtool.report.verdict import add_verdict
+
+    folder = RunFolder(path)
+    state = folder.state()
+    root = Path(state["root"])
+    results: dict[str, dict[str, Any]] = {}
+    folders: dict[str, Path] = {}
+    for record in state["stages"]:
+        if record["state"] not in ("done", "cached") or not record["folder"]:
+            continue
+        result = read_result(root / record["folder"])
+        if result is not None and result.get("digest") == record["digest"]:
+            results[record["name"]] = result.get("summary", {})
+            folders[record["name"]] = root / record["folder"]
+    facts = Facts(
+        name=str(state["name"]),
+        headline=HEADLINES.get(state["outcome"], str(state["outcome"]).upper()),
+        model=str(state.get("model") or ""),
+        recipe=str(state.get("recipe") or ""),
+        started=str(state["started"]),
+        seconds=span(state.get("seconds")),
+    )
+    _add_why(facts, state)
+    if "gate" in folders:
+        add_verdict(facts, folders["gate"] / "verdict.json")
+    _add_saves(facts, results.get("quantize"))
+    _add_coverage(facts, state, folders.get("calibrate"), folder.failed("calibrate"))
+    _add_drift(facts, results.get("evaluate", {}).get("drift"))
+    if "speculate" in results:
+        add_speculation(facts, results["speculate"])
+    _add_measured(facts, results)
+    _add_stages(facts, state)
+    _add_release(facts, results.get("release"))
+    return facts
+
+
+def _add_why(facts: Facts, state: Mapping[str, Any]) -> None:
+    error = state.get("error")
+    if error is not None:
+        problems = [p["message"] for p in state.get("problems", [])]
+        facts.why += problems or [error["message"]]
+        facts.remedy = str(error.get("remedy") or "")
+    elif state["outcome"] == "passed":
+        until = state.get("until")
+        facts.why.append("the gate lets the candidate be released" + (f"; the run ended at `{until}`" if until else ""))
+    elif state["outcome"] == "done":
+        facts.why.append(f"the run ended at `{state.get('until')}`, before the gate")
+
+
+def _add_saves(facts: Facts, quantize: Mapping[str, Any] | None) -> None:
+    if quantize is None:
+        return
+    before, after = quantize.get("bytes_before"), quantize.get("bytes_after")
+    if before and after:
+        share = f"{100 * (1 - after / before):.0f} % smaller" if after < before else f"{after / before:.2f} times the size"
+        facts.saves.append(f"weights {size(before)} -> {size(after)}, {share}")
+    layers, bits = quantize.get("layers_quantized"), quantize.get("bits_per_weight")
+    if layers:
+        facts.saves.append(f"{layers} layers quantized" + (f", {bits:.2f} bits per weight in them" if bits else ""))
+    if quantize.get("simulated"):
+        facts.saves.append("simulated: low-bit values in 16-bit weights, neither smaller nor faster")
+
+
+def _add_coverage(facts: Facts, state: Mapping[str, Any], folder: Path | None, failed: Path) -> None:
+    place = folder or (failed if (failed / "coverage.json").is_file() else None)
+    record = next((r for r in state["stages"] if r["name"] == "calibrate"), None)
+    if place is None:
+        if record is not None and record["state"] == "skipped":
+            facts.coverage.append(f"unknown: no calibration set was built here ({record['why']})")
+        return
+    coverage = _read(place / "coverage.json")
+    if not isinstance(coverage, Mapping):
+        return
+    from sqtool.report.coverage import add_coverage
+
+    add_coverage(facts, coverage)
+
+
+def _add_drift(facts: Facts, drift: Mapping[str, Any] | None) -> None:
+    if not drift:
+        return
+    groups = [("all tokens", drift.get("all")), ("answer tokens", drift.get("answers"))]
+    groups += [(f"answers, {kind}", part.get("answers")) for kind, part in drift.get("by_kind", {}).items()]
+    rows = []
+    for name, part in groups:
+        if not part or "kl_mean" not in part:
+            continue
+        rows.append(
+            (
+                name,
+                str(part["positions"]),
+                value(part["kl_mean"], 5),
+                value(part["kl_p99"], 4),
+                value(part["kl_max"], 3),
+                f"{100 * part['top1_agreement']:.2f} %",
+                value(part["perplexity_ratio"], 4),
+            )
+        )
+    notes = [f"Measured with {drift.get('path')} on {drift.get('device')}, {drift.get('texts')} texts; KL in nats."]
+    broken = sum(int(part.get("non_finite", 0)) for _, part in groups[:1] if part)
+    if broken:
+        notes.append(f"{broken} positions gave NaN or infinity and are left out.")
+    headers = ("where", "positions", "mean KL", "p99 KL", "max KL", "same top token", "perplexity ratio")
+    facts.drift = Table(headers, tuple(rows), tuple(notes))
+
+
+def _add_measured(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> None:
+    engine = results.get("evaluate", results.get("baseline", {})).get("engine")
+    if not engine:
+        return
+    rows = [
+        ("engine", f"{engine.get('engine', '')} {engine.get('version', '')}".strip()),
+        ("device", str(engine.get("device", ""))),
+        ("kernels", ", ".join(engine.get("kernels", []))),
+        ("attention", ", ".join(engine.get("attention", []))),
+        ("dtype", str(engine.get("dtype", ""))),
+        ("KV cache", str(engine.get("kv_cache_dtype", ""))),
+        ("server flags", " ".join(map(str, engine.get("flags", [])))),
+    ]
+    facts.measured = [(name, text) for name, text in rows if text]
+
+
+def _add_stages(facts: Facts, state: Mapping[str, Any]) -> None:
+    rows = []
+    for record in state["stages"]:
+        seconds = span(record.get("seconds")) if record["state"] != "skipped" else ""
+        rows.append((record["name"], record["state"], seconds, record["why"], record["digest"][:12]))
+    facts.stages = Table(("stage", "state", "time", "why", "digest"), tuple(rows))
+
+
+def _add_release(facts: Facts, release: Mapping[str, Any] | None) -> None:
+    if not release:
+        return
+    facts.release = str(release["path"])
+    facts.why.insert(0, f"every gated metric held its margin; published as {release['path']}")
+    flags = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    served = next((text for name, text in facts.measured if name == "server flags"), "")
+    tools = " " + " ".join(flags) if "--tool-call-parser hermes" in served else ""
+    facts.serve = f"vllm serve {release['path']}{tools}"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *notes: str) -> Table:
+    """A `Table` from any sequences."""
+    return Table(tuple(headers), tuple(tuple(row) for row in rows), notes)
+
+
+def points(difference: float) -> str:
+    """A difference of shares in points, with its sign."""
+    return signed_points(difference)

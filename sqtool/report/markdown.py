@@ -1,0 +1,83 @@
+"""report.md from the facts. Model outputs, ids and messages are hostile: every value is escaped for Markdown."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from sqtool.files import write_text
+from sqtool.report.facts import Facts, collect
+
+TEMPLATE = "report.md.j2"
+_MARKUP = re.compile(r"[\\`*{}\[\]<>#|~!&$@^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=[a-zA-Z]):(?=//)|(?<=www)\.", re.I)
+_LIST_START = re.compile(r"^(\s*)([-+=]|\d+(?=[.)]))")
+_FENCE = re.compile(r"`{3,}")
+
+
+class Raw(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+def clean(text: str) -> str:
+    """Without control characters and without those that turn the direction of writing; tabs become spaces."""
+    kept = []
+    for character in text.replace("\t", "    "):
+        kind = unicodedata.category(character)
+        kept.append(character if character == "\n" or kind not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else "\ufffd")
+    return "".join(kept)
+
+
+def inline(text: Any) -> str:
+    """Text that Markdown shows as it is, in one line: no emphasis, links, HTML, tables, headings or lists."""
+    if isinstance(text, Raw):
+        return str(text)
+    flat = " ".join(clean(str(text)).split())
+    escaped = _MARKUP.sub(lambda match: "\\" + match.group(), flat)
+    return _LIST_START.sub(lambda m: m.group(1) + (m.group(2) + "\\" if m.group(2).isdigit() else "\\" + m.group(2)), escaped)
+
+
+def block(text: Any) -> Raw:
+    """A fenced code block that its content cannot close."""
+    body = clean(str(text)).rstrip("\n")
+    longest = max((len(run) for run in _FENCE.findall(body)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Raw(f"{fence}text\n{body}\n{fence}")
+
+
+def code(text: Any) -> Raw:
+    """A code span in one line."""
+    flat = " ".join(clean(str(text)).split()).replace("|", "\\|")
+    longest = max((len(run) for run in re.findall("`+", flat)), default=0)
+    tick = "`" * (longest + 1)
+    pad = " " if flat.startswith("`") or flat.endswith("`") else ""
+    return Raw(f"{tick}{pad}{flat}{pad}{tick}") if flat else Raw("")
+
+
+def render(facts: Facts) -> str:
+    """The report's text."""
+    from jinja2 import PackageLoader, StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    environment = SandboxedEnvironment(
+        loader=PackageLoader("sqtool.report", "."),
+        undefined=StrictUndefined,
+        finalize=inline,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - HTML escaping would garble Markdown; `finalize` escapes for it instead
+    )
+    environment.filters.update(block=block, code=code)
+    text = environment.get_template(TEMPLATE).render(facts=facts)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.md` of the run in `folder` from what the folder holds; its path."""
+    path = folder / "report.md"
+    write_text(path, render(collect(folder)))
+    return path

@@ -1,0 +1,101 @@
+"""The verdict's metrics, slices and worst items as tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqtool.report.numbers import percent, signed_points
+
+if TYPE_CHECKING:
+    from sqtool.report.facts import Facts
+
+HEADERS = ("metric", "baseline", "candidate", "change", "interval", "margin", "items", "better/worse", "outcome")
+MAX_WORSE = 6
+MAX_TEXT = 600
+REASONS = {
+    "drop_exceeds_margin": "the drop is shown to exceed the margin",
+    "drop_shown": "a drop is shown, and the estimate is at or past the margin",
+    "too_few_items_even_without_flips": "too few items to pass even if no answer changed",
+}
+
+
+def add_verdict(facts: Facts, path: Path) -> None:
+    """Put the verdict in `path` into the report; does nothing when it cannot be read."""
+    from sqtool.report.facts import Table
+
+    try:
+        verdict = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    confidence = 100 * (1 - 2 * verdict["alpha"])
+    gated = [m for m in verdict["metrics"] if m["gated"]]
+    other = [m for m in verdict["metrics"] if not m["gated"]]
+    notes = [
+        f"Paired by item; change and {confidence:g} % interval in points, candidate minus baseline. PASS: the lower end "
+        "stays above minus the margin. Every gated metric must pass."
+    ]
+    for metric in gated:
+        needed = metric.get("items_to_decide")
+        if metric["outcome"] == "INCONCLUSIVE" and needed:
+            notes.append(f"About {needed} items would decide {metric['metric']}, were they to behave like these.")
+    facts.metrics = Table(HEADERS, tuple(_row(m) for m in (*gated, *other)), tuple([*notes, *verdict["notes"]]))
+    shown = [s for s in verdict["slices"] if s["outcome"] not in ("PASS", "NOT_JUDGED")]
+    if shown:
+        facts.slices = Table(HEADERS, tuple(_row(s) for s in shown))
+    bad = [m for m in gated if m["outcome"] != "PASS"] or gated
+    for metric in bad:
+        for item in metric.get("worst", ())[:MAX_WORSE]:
+            if len(facts.worse) < MAX_WORSE:
+                facts.worse.append(_worse(metric["metric"], item))
+
+
+def _row(metric: Mapping[str, Any]) -> tuple[str, ...]:
+    name = metric["metric"]
+    if metric["slice_field"] is not None:
+        name += f" [{metric['slice_field']}={metric['slice_value']}]"
+    outcome = metric["outcome"] if metric["gated"] else "(not gated)"
+    if metric["gated"] and metric["outcome"] != "PASS":
+        reason = str(metric["reason"])
+        outcome += f": {REASONS.get(reason, reason.replace('_', ' '))}"
+    return (
+        name,
+        percent(metric["baseline"]),
+        percent(metric["candidate"]),
+        signed_points(metric["difference"]),
+        f"[{signed_points(metric['lower'])}, {signed_points(metric['upper'])}]",
+        f"{100 * metric['margin']:.2f}" if metric["gated"] else "",
+        str(metric["items"]),
+        f"{metric['improved']}/{metric['worsened']}",
+        outcome,
+    )
+
+
+def _worse(metric: str, item: Mapping[str, Any]) -> Any:
+    from sqtool.report.facts import WorseItem
+
+    return WorseItem(
+        metric=metric,
+        id=str(item["id"]),
+        kind=str(item["kind"] or ""),
+        expected=_short(item["expected"]),
+        baseline=_short(_said(item["baseline_output"])),
+        candidate=_short(_said(item["candidate_output"])),
+    )
+
+
+def _said(output: Any) -> Any:
+    """The part of an output that a person compares: the calls if there are any, else the text."""
+    if isinstance(output, Mapping):
+        calls = output.get("tool_calls")
+        return calls if calls else output.get("text")
+    return output
+
+
+def _short(content: Any) -> str:
+    if isinstance(content, Mapping) and set(content) <= {"text", "calls"} and len(content) == 1:
+        content = next(iter(content.values()))
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " ..."

@@ -1,0 +1,50 @@
+"""baseline: the bf16 model's answers and final states, made once for all recipes that ask the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from evals.spec import EvaluateSpec
+from sqtool.stages.contract import Estimate, Inputs, StageResult
+from sqtool.stages.measuring import engine_fingerprint, engine_preflight, evaluation_estimate, task_files
+from sqtool.stages.sections import engine_section
+
+STATES = "states"
+
+
+def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
+    """Evaluate the baseline into `out`, then keep its states for drift in `out/states`."""
+    from evals.drift import baseline_states
+    from evals.run import evaluate
+
+    summary = evaluate(
+        spec,
+        engine_section(inputs),
+        model=inputs.model,
+        root=inputs.root,
+        out=out,
+        progress=inputs.progress,
+        seed=inputs.seed,
+    )
+    if spec.drift is not None:
+        states = out / STATES
+        states.mkdir()
+        kept = baseline_states(
+            spec, model=inputs.model, root=inputs.root, out=states, progress=inputs.progress, answers=out / "records"
+        )
+        summary = {**summary, "states": kept}
+    return StageResult(summary)
+
+
+def data_files(spec: EvaluateSpec, inputs: Inputs) -> list[Path]:
+    return task_files(spec, inputs.root)
+
+
+def fingerprint(_spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:
+    return engine_fingerprint(inputs)
+
+
+def preflight(spec: EvaluateSpec, inputs: Inputs) -> Estimate:
+    engine_preflight(inputs)
+    return evaluation_estimate(spec, inputs)

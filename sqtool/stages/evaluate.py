@@ -1,0 +1,55 @@
+"""evaluate: the candidate's answers to the same items through the same engine, and its drift from the baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from evals.spec import EvaluateSpec
+from sqtool.files import digest_folder
+from sqtool.stages.baseline import STATES
+from sqtool.stages.contract import Estimate, Inputs, StageResult
+from sqtool.stages.measuring import engine_fingerprint, engine_preflight, evaluation_estimate, task_files
+from sqtool.stages.sections import engine_section
+
+
+def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
+    """Evaluate the candidate into `out`; `candidate_digest` in the summary is what was measured."""
+    from evals.drift import drift
+    from evals.run import evaluate
+
+    assert inputs.candidate is not None
+    digest = digest_folder(inputs.candidate)
+    summary = evaluate(
+        spec,
+        engine_section(inputs),
+        model=inputs.candidate,
+        root=inputs.root,
+        out=out,
+        progress=inputs.progress,
+        seed=inputs.seed,
+    )
+    summary = {**summary, "candidate_digest": digest}
+    if spec.drift is not None:
+        summary["drift"] = drift(
+            spec,
+            baseline=inputs.model,
+            candidate=inputs.candidate,
+            states=inputs.folders["baseline"] / STATES,
+            out=out,
+            progress=inputs.progress,
+        )
+    return StageResult(summary)
+
+
+def data_files(spec: EvaluateSpec, inputs: Inputs) -> list[Path]:
+    return task_files(spec, inputs.root)
+
+
+def fingerprint(_spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:
+    return engine_fingerprint(inputs)
+
+
+def preflight(spec: EvaluateSpec, inputs: Inputs) -> Estimate:
+    engine_preflight(inputs)
+    return evaluation_estimate(spec, inputs)

@@ -1,0 +1,83 @@
+"""gate: the verdict over both sides' records, and the error that keeps a refused candidate from going on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqtool.errors import InconclusiveError, InfrastructureError, RegressedError
+from sqtool.files import write_text
+from sqtool.gate.spec import GateSpec
+from sqtool.runfolder import RESULT, read_result
+from sqtool.stages.contract import Estimate, Inputs, StageResult
+
+VERDICT = "verdict.json"
+RECORDS = "records"
+PER_SERVER = ("start_seconds",)
+
+
+def run(spec: GateSpec, inputs: Inputs, out: Path) -> StageResult:
+    """Judge and write `out/verdict.json`."""
+    from sqtool.gate.verdict import judge
+
+    baseline, candidate = inputs.folders["baseline"], inputs.folders["evaluate"]
+    bindings = bindings_of(baseline, candidate)
+    verdict = judge(spec, baseline / RECORDS, candidate / RECORDS, bindings=bindings)
+    write_text(out / VERDICT, verdict.to_json())
+    gated = [m for m in (*verdict.metrics, *verdict.slices) if m.gated]
+    worst = min(gated, key=lambda m: m.lower + m.margin)
+    return StageResult(
+        {
+            "outcome": verdict.outcome,
+            "accepted": verdict.accepted,
+            "exit_code": verdict.exit_code,
+            "reasons": list(verdict.reasons),
+            "deciding": [sentence(m) for m in gated if m.outcome not in ("PASS", "NOT_JUDGED")] or [sentence(worst)],
+        }
+    )
+
+
+def bindings_of(baseline: Path, candidate: Path) -> dict[str, Any]:
+    """What was measured: the engine of each side, and the digest of the candidate's checkpoint."""
+    sides = {}
+    for side, folder in (("baseline", baseline), ("candidate", candidate)):
+        result = read_result(folder)
+        if result is None:
+            raise InfrastructureError(f"{folder / RESULT} is missing", remedy="Run `sqtool quantize` again.")
+        sides[side] = result["summary"]
+    engines = {
+        side: {k: v for k, v in summary.get("engine", {}).items() if k not in PER_SERVER}
+        for side, summary in sides.items()
+    }
+    return {
+        "engine": engines["candidate"],
+        "baseline_engine": engines["baseline"],
+        "candidate_digest": sides["candidate"]["candidate_digest"],
+    }
+
+
+def sentence(metric: Any) -> str:
+    """One metric's result in words, in points (hundredths)."""
+    drop = -100 * metric.difference
+    moved = f"dropped {drop:.2f} points" if drop > 0 else f"rose {-drop:.2f} points" if drop < 0 else "did not move"
+    interval = f"interval [{100 * metric.lower:+.2f}, {100 * metric.upper:+.2f}]"
+    return (
+        f"{metric.name}: {100 * metric.baseline:.2f} % -> {100 * metric.candidate:.2f} %, {moved}, {interval}, "
+        f"margin {100 * metric.margin:.2f} points, {metric.items} items: {metric.outcome}"
+    )
+
+
+def check(spec: GateSpec, summary: dict[str, Any]) -> None:
+    """Raises unless the verdict lets the candidate be released."""
+    what = "; ".join(summary["deciding"])
+    if summary["outcome"] == "REGRESSED":
+        raise RegressedError(f"the candidate regressed: {what}", remedy="report.md shows the items that got worse.")
+    if summary["outcome"] == "INCONCLUSIVE" and spec.inconclusive != "allow":
+        raise InconclusiveError(
+            f"the items measured cannot decide: {what}",
+            remedy="Measure more items, or accept the risk with `gate: {inconclusive: allow}`.",
+        )
+
+
+def preflight(_spec: GateSpec, _inputs: Inputs) -> Estimate:
+    return Estimate(2.0, rule="reads the records")

@@ -1,0 +1,72 @@
+"""What the stages that start vLLM have in common: the data they read, the engine they bind to, and their time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from evals.spec import EvaluateSpec
+from sqtool.errors import DataError, EngineError
+from sqtool.stages.contract import Estimate, Inputs
+from sqtool.stages.sections import engine_section
+
+ITEMS_PER_SECOND = 18.0
+"""Items of the reference tasks that vLLM answers a second on 2 CPU cores, 64 sequences at once."""
+START_SECONDS = 35.0
+DRIFT_TEXTS_PER_SECOND = 20.0
+
+
+def task_files(spec: EvaluateSpec, root: Path) -> list[Path]:
+    """Task files and their items, and the prose that drift reads."""
+    from evals.tasks import find_task, read_task
+
+    files: list[Path] = []
+    for name in spec.tasks:
+        path = find_task(name, root)
+        task = read_task(path)
+        items = next((p for p in (root / task.items, path.parent / task.items) if p.is_file()), None)
+        if items is None:
+            raise DataError(
+                path,
+                f"no such file: {root / task.items}",
+                field="items",
+                remedy="Paths in a task file are relative to the project root or to the task file.",
+            )
+        files += [path, items]
+    if spec.drift is not None and spec.drift.prose is not None:
+        prose = root / spec.drift.prose
+        if prose.is_file():
+            files.append(prose)
+        elif "prose" in spec.drift.model_fields_set:
+            raise DataError(prose, "no such file", field="evaluate.drift.prose")
+    return files
+
+
+def engine_fingerprint(inputs: Inputs) -> dict[str, Any]:
+    """vLLM's version and the device: a measurement holds for these only."""
+    from evals.engine_env import device_name, locate, resolve_env
+
+    try:
+        env = locate(resolve_env(engine_section(inputs), inputs.root))
+    except EngineError:
+        return {"vllm": "absent"}
+    return {"vllm": env.version, "device": device_name(env.device)}
+
+
+def engine_preflight(inputs: Inputs) -> None:
+    """EngineError with the remedy when there is no vLLM environment."""
+    from evals.engine_env import locate, resolve_env
+
+    locate(resolve_env(engine_section(inputs), inputs.root))
+
+
+def evaluation_estimate(spec: EvaluateSpec, inputs: Inputs) -> Estimate:
+    """Loads and checks every task, so that a bad item fails before the engine starts; counts the items."""
+    from evals.tasks import load_tasks
+
+    counts = {task.name: len(task.items) for task in load_tasks(spec, inputs.root)}
+    items = sum(counts.values())
+    texts = 0 if spec.drift is None else spec.drift.items + spec.drift.prose_items
+    seconds = START_SECONDS + items / ITEMS_PER_SECOND + texts / DRIFT_TEXTS_PER_SECOND
+    rule = f"{START_SECONDS:.0f} s to start vLLM, {ITEMS_PER_SECOND:.0f} items/s (the reference model on 2 cores)"
+    return Estimate(seconds, work=max(1, items), rule=rule, details={"items": counts})

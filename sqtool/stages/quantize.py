@@ -1,0 +1,44 @@
+"""quantize: the candidate checkpoint, or nothing when the recipe names a finished one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantize.spec import QuantizeSpec
+from sqtool.stages.contract import Estimate, Inputs, StageResult
+
+
+def run(spec: QuantizeSpec, inputs: Inputs, out: Path) -> StageResult:
+    """Quantize into `out/checkpoint`."""
+    from quantize.run import quantize
+
+    summary = quantize(
+        spec,
+        model=inputs.model,
+        calibration=inputs.folders.get("calibrate"),
+        seed=inputs.seed,
+        out=out,
+        progress=inputs.progress,
+        trust_remote_code=inputs.trust_remote_code,
+    )
+    return StageResult(summary)
+
+
+def skip(spec: QuantizeSpec, _inputs: Inputs) -> str:
+    return "the recipe names a finished checkpoint" if spec.checkpoint is not None else ""
+
+
+def preflight(spec: QuantizeSpec, inputs: Inputs) -> Estimate:
+    """Matches layers and group sizes against the model, so that a wrong pattern fails before anything runs."""
+    from quantize.plan import plan
+
+    planned = plan(spec, model=inputs.model)
+    details = {
+        key: planned[key]
+        for key in ("bytes_before", "bytes_after", "bits_per_weight", "layers_quantized", "simulated")
+        if key in planned
+    }
+    details["bytes"] = planned.get("bytes_after", 0)
+    return Estimate(
+        planned["seconds"], work=max(1.0, planned["seconds"]), rule=planned.get("seconds_rule", ""), details=details
+    )

@@ -1,0 +1,21 @@
+"""Typed access to the further sections that the stage table gives a stage."""
+
+from __future__ import annotations
+
+from evals.spec import EngineSpec
+from quantize.spec import QuantizeSpec
+from sqtool.stages.contract import Inputs
+
+
+def engine_section(inputs: Inputs) -> EngineSpec:
+    """The `engine` section."""
+    section = inputs.sections["engine"]
+    assert isinstance(section, EngineSpec)
+    return section
+
+
+def quantize_section(inputs: Inputs) -> QuantizeSpec:
+    """The `quantize` section."""
+    section = inputs.sections["quantize"]
+    assert isinstance(section, QuantizeSpec)
+    return section
