@@ -3,9 +3,9 @@
     python guard.py GRACE_SECONDS COMMAND [ARG ...]      (standard library only; Linux)
 
 Standard input is a pipe whose other end only the parent holds. When it closes, because the parent closed it, ended
-or was killed with -9, the command's process group gets SIGTERM, and after GRACE_SECONDS everything that descends
-from this guard gets SIGKILL. The guard makes itself the "subreaper" of its descendants, so that a worker whose own
-parent died still belongs to it. Exit status: the command's, 128 + n when signal n ended it.
+or was killed with -9, the command's process group gets SIGTERM, and after at most GRACE_SECONDS everything that
+descends from this guard gets SIGKILL. The guard makes itself the "subreaper" of its descendants, so that a worker
+whose own parent died still belongs to it. Exit status: the command's, 128 + n when signal n ended it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+STRAGGLERS = 1.0
+"""Seconds; Python's resource tracker, which removes shared memory, needs a few hundredths."""
 
 
 def _prctl(option: int, value: int) -> None:
@@ -66,14 +68,20 @@ def _signal_all(number: int) -> None:
             os.kill(pid, number)
 
 
-def _end(group: int, grace: float) -> None:
-    """SIGTERM to the command's group, SIGKILL to what is left after `grace` seconds."""
+def _end(command: subprocess.Popen[bytes], grace: float) -> None:
+    """SIGTERM to the command's group; SIGKILL to what is left after `grace` seconds, or `STRAGGLERS` seconds after
+    the command itself ended: what it leaves behind then is forgotten, not busy."""
     with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGTERM)
+        os.killpg(command.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace
+    ended = False
     while _descendants() and time.monotonic() < deadline:
-        _reap()
-        time.sleep(0.05)
+        if not ended and command.poll() is not None:
+            ended = True
+            deadline = min(deadline, time.monotonic() + STRAGGLERS)
+        if ended:
+            _reap()
+        time.sleep(0.02)
     # A process may start another between the listing and the kill, hence the loop.
     while _descendants():
         _signal_all(signal.SIGKILL)
@@ -108,7 +116,7 @@ def main(argv: list[str]) -> int:
         if (readable and not os.read(0, 4096)) or os.getppid() != parent:
             break
         status = command.poll()
-    _end(command.pid, grace)
+    _end(command, grace)
     if status is None:
         return 128 + signal.SIGTERM
     return 128 - status if status < 0 else status

@@ -49,9 +49,3 @@ def write_jsonl(tmp_path: Path) -> Callable[[str, Sequence[Any]], Path]:
         return path
 
     return write
-
-
-def tool(name: str, properties: dict[str, Any] | None = None, required: Sequence[str] = ()) -> dict[str, Any]:
-    """An OpenAI tool object."""
-    schema = {"type": "object", "properties": properties or {}, "required": list(required)}
-    return {"type": "function", "function": {"name": name, "description": name, "parameters": schema}}

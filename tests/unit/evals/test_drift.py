@@ -1,0 +1,256 @@
+"""Drift against a naive float64 reference, on tiny random models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evals.drift import baseline_states, drift, statistics
+from evals.items import Item
+from evals.spec import DriftSpec, EvaluateSpec
+from evals.texts import Text, batches, render, round_robin
+from sqtool.errors import DataError, InfrastructureError, UsageError
+from tests.unit.evals.builders import text_row, tool_item, tool_row
+from tests.unit.evals.tiny import save_model
+
+torch = pytest.importorskip("torch")
+
+from evals.heads import check_head, compare, head_of  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def near(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The baseline with a little noise on its weights."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("near")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.01 * weight.std() if weight.dim() > 1 else 0)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, write_jsonl: Callable[..., Path]) -> Path:
+    """A root with one task of texts, one of tool calls, and prose."""
+    write_jsonl("data/texts.jsonl", [text_row(i, f"number {i} " * (i + 1), kind="ab"[i % 2]) for i in range(8)])
+    call = {"name": "weather", "arguments": {"city": "Rome"}}
+    write_jsonl("data/tools.jsonl", [tool_row([call], id="t1"), tool_row([], id="t2", kind="tool_irrelevance")])
+    prose = {"id": "p1", "kind": "prose", "messages": [{"role": "assistant", "content": "Once upon a time. " * 5}]}
+    write_jsonl("data/prose.jsonl", [prose])
+    folder = tmp_path / "evals" / "tasks"
+    folder.mkdir(parents=True)
+    (folder / "texts.yaml").write_text("task: texts\nitems: data/texts.jsonl\nscorer: exact_match\n")
+    (folder / "tools.yaml").write_text("task: tools\nitems: data/tools.jsonl\nscorer: tool_calls\n")
+    return tmp_path
+
+
+def _spec(**changes: Any) -> EvaluateSpec:
+    values = {"items": 10, "prose": "data/prose.jsonl", "batch_tokens": 600, "chunk": 37, "device": "cpu", **changes}
+    return EvaluateSpec(tasks=("texts", "tools"), drift=DriftSpec.model_validate(values))
+
+
+def _both(project: Path, base: Path, candidate: Path, **changes: Any) -> tuple[dict[str, Any], Path]:
+    spec, states, out = _spec(**changes), project / "states", project / "out"
+    states.mkdir(exist_ok=True)
+    out.mkdir(exist_ok=True)
+    baseline_states(spec, model=base, root=project, out=states)
+    return drift(spec, baseline=base, candidate=candidate, states=states, out=out), states
+
+
+def _naive(base: Path, candidate: Path, states: Path) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """The figures as the definitions say: one text at a time, the models' hidden states, all else in float64."""
+    from transformers import AutoModelForCausalLM
+
+    columns: dict[str, list[float]] = {"kl": [], "agree": [], "nll_base": [], "nll_cand": [], "answer": []}
+    models = [AutoModelForCausalLM.from_pretrained(p, dtype="auto").eval() for p in (base, candidate)]
+    manifest = json.loads((states / "states.json").read_text())
+    for text in (t for group in manifest["batches"] for t in group):
+        logs = []
+        for model in models:
+            with torch.inference_mode():
+                hidden = model.model(torch.tensor([text["tokens"]])).last_hidden_state[0, :-1]
+                logits = hidden.double() @ model.get_output_embeddings().weight.double().T
+            logs.append(torch.log_softmax(logits, -1).numpy())
+        p, q = logs
+        targets = np.array(text["tokens"][1:])
+        rows = np.arange(len(targets))
+        columns["kl"] += list((np.exp(p) * (p - q)).sum(-1))
+        columns["agree"] += list(p.argmax(-1) == q.argmax(-1))
+        columns["nll_base"] += list(-p[rows, targets])
+        columns["nll_cand"] += list(-q[rows, targets])
+        columns["answer"] += list(rows + 1 >= text["answer_start"])
+    return {name: np.array(values, dtype=float) for name, values in columns.items()}
+
+
+def _close(found: dict[str, Any], want: dict[str, Any], mask: np.ndarray[Any, np.dtype[Any]]) -> None:
+    """The tolerance is for bf16 hidden states, which differ a little between batch shapes."""
+    kl = want["kl"][mask]
+    assert found["positions"] == mask.sum()
+    assert found["non_finite"] == 0
+    assert found["kl_mean"] == pytest.approx(kl.mean(), rel=0.02)
+    assert found["kl_p99"] == pytest.approx(np.quantile(kl, 0.99), rel=0.1)
+    assert found["kl_max"] == pytest.approx(kl.max(), rel=0.1)
+    assert found["top1_agreement"] == pytest.approx(want["agree"][mask].mean(), abs=0.01)
+    assert found["perplexity_baseline"] == pytest.approx(np.exp(want["nll_base"][mask].mean()), rel=0.01)
+    assert found["perplexity_candidate"] == pytest.approx(np.exp(want["nll_cand"][mask].mean()), rel=0.01)
+
+
+def test_against_the_naive_reference(project: Path, base: Path, near: Path) -> None:
+    found, states = _both(project, base, near)
+    want = _naive(base, near, states)
+    everywhere = np.ones(len(want["kl"]), dtype=bool)
+    assert want["kl"].mean() > 1e-5, "the candidate must differ for this test to mean anything"
+    _close(found["all"], want, everywhere)
+    _close(found["answers"], want, want["answer"] == 1)
+    assert 0 < found["answers"]["positions"] < found["all"]["positions"]
+    assert set(found["by_kind"]) == {"a", "b", "tool_simple", "tool_irrelevance", "prose"}
+    assert sum(kind["all"]["positions"] for kind in found["by_kind"].values()) == found["all"]["positions"]
+    assert found["by_kind"]["tool_irrelevance"]["answers"] == {"positions": 0, "non_finite": 0}
+    assert found["path"] == "transformers"
+    assert len((project / "out" / "drift.jsonl").read_text().splitlines()) == found["texts"] == 11
+
+
+def test_the_same_model_does_not_drift_at_all(project: Path, base: Path) -> None:
+    found, _ = _both(project, base, base)
+    assert found["all"]["kl_max"] == 0.0
+    assert found["all"]["top1_agreement"] == 1.0
+    assert found["all"]["perplexity_ratio"] == 1.0
+    assert found["all"]["rms_delta_p"] == 0.0
+
+
+def test_chunks_and_batches_change_nothing(project: Path, base: Path, near: Path) -> None:
+    small, _ = _both(project, base, near, chunk=5)
+    large, _ = _both(project, base, near, chunk=100000)
+    assert small["all"]["kl_mean"] == pytest.approx(large["all"]["kl_mean"], rel=1e-5)
+    assert small["all"]["kl_max"] == pytest.approx(large["all"]["kl_max"], rel=1e-5)
+
+
+def test_a_broken_candidate_is_counted_not_averaged(project: Path, base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.fill_(float("inf"))
+    model.save_pretrained(tmp_path / "broken")
+    found, _ = _both(project, base, tmp_path / "broken")
+    assert found["all"]["non_finite"] == found["all"]["positions"] > 0
+    assert "kl_mean" not in found["all"]
+
+
+def test_another_vocabulary_is_refused(project: Path, base: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", vocab_size=400)
+    with pytest.raises(UsageError, match="vocabulary"):
+        _both(project, base, other)
+
+
+def test_what_cannot_be_done_is_said(project: Path, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="drift: null"):
+        baseline_states(EvaluateSpec(drift=None), model=base, root=project, out=tmp_path)
+    with pytest.raises(DataError, match=r"nowhere\.jsonl"):
+        baseline_states(_spec(prose="nowhere.jsonl"), model=base, root=project, out=tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "nothing"}')
+    states = tmp_path / "s"
+    states.mkdir()
+    baseline_states(_spec(), model=base, root=project, out=states)
+    with pytest.raises(InfrastructureError, match="cannot load"):
+        drift(_spec(), baseline=base, candidate=tmp_path / "empty", states=states, out=tmp_path)
+
+
+def test_an_untied_head_and_float32_states(project: Path, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "untied", tied=False, dtype="float32")
+    other = save_model(tmp_path / "other", tied=False, dtype="float32", seed=3)
+    found, states = _both(project, model, other)
+    want = _naive(model, other, states)
+    assert found["all"]["kl_mean"] == pytest.approx(want["kl"].mean(), rel=1e-4)
+    assert found["all"]["kl_p999"] == pytest.approx(np.quantile(want["kl"], 0.999), rel=1e-4)
+
+
+def test_an_unknown_step_after_the_norm_is_noticed(base: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto").eval()
+    head = head_of(model)
+    tokens = torch.arange(1, 20).unsqueeze(0)
+    with torch.inference_mode():
+        check_head(model, head, tokens)
+        head.scale = 0.5
+        with pytest.raises(InfrastructureError, match="not those of its output layer"):
+            check_head(model, head, tokens)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 50.0])
+@pytest.mark.parametrize("vocab", [300, 130_000])
+def test_compare_keeps_its_digits(scale: float, vocab: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(6, vocab, generator=generator) * 4
+    cand = base + torch.randn(6, vocab, generator=generator) * scale
+    rows = compare(base, cand, torch.arange(6))
+    p, q = (torch.log_softmax(x.double(), -1) for x in (base, cand))
+    want = (p.exp() * (p - q)).sum(-1)
+    torch.testing.assert_close(rows.kl.double(), want, rtol=2e-3, atol=1e-12)
+    torch.testing.assert_close(rows.nll_baseline.double(), -p[range(6), range(6)], rtol=1e-5, atol=1e-5)
+    assert bool((rows.agree == (p.argmax(-1) == q.argmax(-1))).all())
+    assert bool((rows.kl >= 0).all())
+
+
+def test_statistics_by_hand() -> None:
+    columns = np.array([[0.0, 1.0, np.nan], [1, 0, 1], [0.0, 2.0, 1.0], [0.0, 4.0, 1.0], [0.0, 0.5, 0.0]])
+    found = statistics(columns)
+    assert (found["positions"], found["non_finite"]) == (3, 1)
+    assert (found["kl_mean"], found["kl_max"], found["top1_agreement"]) == (0.5, 1.0, 0.5)
+    assert found["perplexity_baseline"] == pytest.approx(np.e)
+    assert found["perplexity_ratio"] == pytest.approx(np.e)
+    assert found["rms_delta_p"] == pytest.approx(np.sqrt(0.125))
+
+
+def test_rendering_finds_where_the_answer_starts(base: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def parts(item: Item, answers: Any = None, limit: int = 2000) -> tuple[str, str]:
+        text = render(item, tokenizer, limit, answers)
+        assert text is not None
+        return tokenizer.decode(text.tokens[: text.answer_start]), tokenizer.decode(text.tokens[text.answer_start :])
+
+    prompt, answer = parts(Item.model_validate(text_row(1, "the end")))
+    assert prompt.endswith("<|im_start|>assistant\n")
+    assert answer == "the end<|im_end|>\n"
+    prompt, answer = parts(tool_item(("weather", {"city": "Rome"})))
+    assert answer == '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>\n'
+    assert '"seconds"' in prompt
+    assert parts(tool_item())[1] == ""
+    assert parts(tool_item(), {"t1": {"text": "I cannot."}})[1] == "I cannot.<|im_end|>\n"
+    prompt, answer = parts(Item.model_validate(text_row(1, "the end")), limit=5)
+    assert answer == ""
+
+
+def test_items_are_taken_in_turn() -> None:
+    items = [Item.model_validate(text_row(i, "x", kind="rare" if i == 7 else "common")) for i in range(20)]
+    chosen = round_robin(items, 6)
+    assert len(chosen) == 6
+    assert [item.kind for item in chosen].count("rare") == 1
+    assert len({item.id for item in round_robin(items, 99)}) == 20
+
+
+def test_batches_respect_the_bound() -> None:
+    texts = [Text(str(n), "k", tuple(range(n)), 1) for n in (50, 30, 30, 10, 9, 2)]
+    groups = batches(texts, 64)
+    assert [[len(t.tokens) for t in group] for group in groups] == [[50], [30, 30], [10, 9, 2]]
+    assert [len(group) for group in batches(texts, 1)] == [1] * 6

