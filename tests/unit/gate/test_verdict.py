@@ -209,6 +209,17 @@ def test_the_file_is_the_same_bytes_every_time(write_records: Write) -> None:
     assert shuffled.inputs["baseline"] != first.inputs["baseline"]
 
 
+def test_the_file_holds_all_that_computing_it_again_takes(write_records: Write) -> None:
+    spec = GateSpec.model_validate(
+        {"metrics": {"recall.m": {"relative": 0.05}}, "slices": ["kind"], "alpha": 0.1, "inconclusive": "allow"}
+    )
+    left, right = write_records("a", {"m": [1.0] * 90 + [0.0] * 10}), write_records("b", {"m": [1.0] * 85 + [0.0] * 15})
+    first = judge(spec, left, right, bindings={"engine": "vllm"})
+    again = Verdict.from_json(first.to_json())
+    second = judge(GateSpec.model_validate(again.spec), left, right, bindings=again.bindings)
+    assert second.to_json() == first.to_json()
+
+
 def test_moving_the_records_does_not_change_the_verdict(write_records: Write, tmp_path: Path) -> None:
     first = judged(write_records, 3, 5, 200)
     (tmp_path / "elsewhere").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -112,12 +113,12 @@ class FakeVllm:
         handler.send_header("Connection", "close")
         handler.close_connection = True
         handler.end_headers()
-        for chunk in self.chunks(body):
-            handler.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
-            handler.wfile.flush()
-            if action == "cut":
-                return
-        handler.wfile.write(b"data: [DONE]\n\n")
+        with contextlib.suppress(ConnectionError):  # the client gave up
+            for chunk in self.chunks(body):
+                handler.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+                if action == "cut":
+                    return
+            handler.wfile.write(b"data: [DONE]\n\n")
 
     def chunks(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         words = body["messages"][-1]["content"].split()
