@@ -1,0 +1,53 @@
+"""What a backend is asked, what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from quantize.methods.base import MethodSpec
+from sqtool.progress import Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to quantize."""
+
+    model: Path
+    """Folder of the 16-bit model (safetensors)."""
+    methods: Sequence[MethodSpec]
+    """In order, already checked."""
+    tokens: Path | None
+    """safetensors file with `input_ids` [rows, row length], int32; None when no method needs data."""
+    out: Path
+    """The checkpoint folder to make."""
+    log: Path
+    """File for everything that the backend and its libraries print."""
+    seed: int
+    batch_size: int
+    precision: str
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a backend says about its work."""
+
+    versions: dict[str, str]
+    layers: list[str]
+    """Names of the layers that it quantized."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know, e.g. layers where a method fell back to another."""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """Quantizes a folder into another folder."""
+
+    def run(self, job: Job, progress: Progress) -> Outcome:
+        """Write weights and config.json into `job.out` (the caller adds tokenizer and templates).
+
+        Raises UsageError for what the recipe can mend, InfrastructureError when memory or disk ran out.
+        """

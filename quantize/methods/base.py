@@ -1,0 +1,113 @@
+"""What every quantization method of a recipe has in common.
+
+A method is one file here with one small strict model, and one line in `quantize.methods.METHODS`. Its keys are
+llm-compressor's own. It says what it stores (`weights`) and which llm-compressor modifiers do it (`modifiers`), as
+names and arguments only: nothing heavy is imported to read a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from quantize.schemes import SCHEMES, Scheme
+from sqtool.errors import did_you_mean
+from sqtool.spec import Spec
+
+Sensitivity = Literal["none", "forward", "hessian", "grid"]
+
+
+@dataclass(frozen=True)
+class Modifier:
+    """One llm-compressor modifier: `module:Class` and its keyword arguments."""
+
+    target: str
+    arguments: dict[str, Any]
+
+
+class MethodSpec(Spec):
+    """Base of all methods. `targets` and `ignore` are module class names (`Linear`), full module names, or `re:`
+    patterns that must match from the start of the name."""
+
+    name: ClassVar[str]
+    """The method's name in recipes."""
+    calibration: ClassVar[Sensitivity] = "none"
+    """What it does with calibration data; decides the estimate of its time."""
+
+    def weights(self) -> Scheme | None:
+        """How this method stores the layers it matches; None when it only prepares the model for the next one."""
+        raise NotImplementedError
+
+    def modifiers(self) -> list[Modifier]:
+        """The llm-compressor modifiers that do it, in order."""
+        raise NotImplementedError
+
+    @property
+    def quantizes(self) -> bool:
+        """Does a checkpoint come out of this method alone?"""
+        return self.weights() is not None
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.calibration != "none"
+
+
+class QuantizingSpec(MethodSpec):
+    """A method that quantizes the layers it matches, by one scheme."""
+
+    schemes: ClassVar[Sequence[str]] = tuple(SCHEMES)
+    """The schemes that this method can write."""
+
+    scheme: str
+    targets: list[str] = Field(default=["Linear"], min_length=1)
+    ignore: list[str] = Field(default=["lm_head"])
+    group_size: int | None = Field(default=None, ge=16, multiple_of=8)
+    """Weight columns that share one scale; the scheme's own (128) when not given."""
+    symmetric: bool | None = None
+    """Without zero points; the scheme's own when not given."""
+
+    @field_validator("scheme")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in cls.schemes:
+            raise ValueError(f"{cls.name} has no scheme {value!r}; {did_you_mean(value, list(cls.schemes))}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> QuantizingSpec:
+        preset = SCHEMES[self.scheme]
+        if self.group_size is not None and preset.group_size is None:
+            raise ValueError(f"scheme {self.scheme} has one scale per output channel, so it takes no group_size")
+        if self.symmetric is False and not preset.weight_only:
+            raise ValueError(f"scheme {self.scheme} is symmetric; zero points exist for weight-only schemes")
+        return self
+
+    def weights(self) -> Scheme:
+        scheme = SCHEMES[self.scheme]
+        if self.group_size is not None:
+            scheme = replace(scheme, group_size=self.group_size)
+        if self.symmetric is not None:
+            scheme = replace(scheme, symmetric=self.symmetric)
+        return scheme
+
+    def quantization_arguments(self) -> dict[str, Any]:
+        """`scheme` when the preset says it all, else the same as `config_groups` (llm-compressor has no argument
+        for the group size of a preset)."""
+        chosen = self.weights()
+        if chosen == SCHEMES[self.scheme]:
+            return {"targets": list(self.targets), "ignore": list(self.ignore), "scheme": self.scheme}
+        group = {
+            "targets": list(self.targets),
+            "weights": {
+                "num_bits": chosen.bits,
+                "type": chosen.type,
+                "symmetric": chosen.symmetric,
+                "strategy": "group",
+                "group_size": chosen.group_size,
+                "dynamic": False,
+            },
+        }
+        return {"ignore": list(self.ignore), "config_groups": {"group_0": group}}

@@ -1,0 +1,113 @@
+"""The recipe section `quantize:`.
+
+    quantize:
+      methods:
+        - smoothquant: {smoothing_strength: 0.5}
+        - gptq: {scheme: W8A8}
+
+or `quantize: {checkpoint: FOLDER_OR_ID}` for a checkpoint that was quantized elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, create_model, field_validator, model_serializer, model_validator
+
+from quantize.backends import BACKENDS
+from quantize.combine import check
+from quantize.methods import METHODS, load_method
+from quantize.methods.base import MethodSpec
+from sqtool.errors import did_you_mean
+from sqtool.spec import Spec
+
+
+class _Step(Spec):
+    """One entry of `methods:`: a mapping with one key, the method's name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        # `- awq` and `- awq:` both mean awq with its defaults.
+        if isinstance(value, str):
+            value = {value: None}
+        if isinstance(value, dict) and len(value) == 1:
+            (name, arguments), *_ = value.items()
+            if name not in METHODS:
+                raise ValueError(f"there is no method {name!r}; {did_you_mean(str(name), list(METHODS))}")
+            return {name: {} if arguments is None else arguments}
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> _Step:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("each entry of methods is one method: `- awq: {scheme: W4A16}`")
+        return self
+
+    @property
+    def method(self) -> MethodSpec:
+        """The one method of this entry."""
+        (name,) = self.model_fields_set
+        found = getattr(self, name)
+        assert isinstance(found, MethodSpec)
+        return found
+
+    @model_serializer
+    def _serialize(self) -> dict[str, Any]:
+        # Only the method that is set: a digest over a recipe must not change when the table grows.
+        return {self.method.name: self.method.model_dump()}
+
+
+if TYPE_CHECKING:
+    Step = _Step
+else:
+    # Fields come from the table, so that a recipe error names its place (methods.0.awq.group_size) and the exported
+    # JSON Schema knows every method's keys.
+    Step = create_model("Step", __base__=_Step, **{name: (load_method(name) | None, None) for name in METHODS})
+
+
+class QuantizeSpec(Spec):
+    """What is quantized, how, and by what."""
+
+    methods: list[Step] = Field(default=[])
+    """In order; a transform (smoothquant) comes before the method that quantizes."""
+    checkpoint: str | None = None
+    """A folder or hub id of a checkpoint that was quantized elsewhere; then nothing is quantized here."""
+    backend: str = "llmcompressor"
+    batch_size: int = Field(default=8, ge=1)
+    """Calibration rows that go through the model at once."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What calibration computes in. `auto` is the model's own dtype on an accelerator, and float32 on a CPU: many
+    have no 16-bit arithmetic, and there float32 was 6 times faster. The checkpoint keeps the model's dtype."""
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, value: str) -> str:
+        if value not in BACKENDS:
+            raise ValueError(f"there is no backend {value!r}; {did_you_mean(value, list(BACKENDS))}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> QuantizeSpec:
+        if self.checkpoint is not None:
+            if self.methods:
+                raise ValueError("give methods or checkpoint, not both")
+            if not self.checkpoint.strip():
+                raise ValueError("checkpoint is empty: give a folder or a hub id")
+            return self
+        if not self.methods:
+            raise ValueError("give methods, e.g. `methods: [{awq: {scheme: W4A16_ASYM}}]`, or a finished checkpoint")
+        problems = check([step.method for step in self.methods])
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Does any method look at data?"""
+        return any(step.method.needs_calibration for step in self.methods)
+
+    @property
+    def simulated(self) -> bool:
+        """Is the checkpoint 16-bit weights that only hold low-bit values?"""
+        return any(getattr(step.method, "simulate", False) for step in self.methods)
