@@ -16,6 +16,8 @@ from sqtool.errors import EngineError
 Device = Literal["cpu", "cuda"]
 
 GIB = 1 << 30
+KV_ELEMENT_BYTES = 4
+"""float32, the widest that a cache element may be."""
 CPU_KV_FLOOR = GIB
 CPU_KV_SHARE = 0.25
 SPECULATION_HEADROOM = 2
@@ -89,6 +91,53 @@ def model_config(model: Path) -> dict[str, Any]:
     return value
 
 
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this machine's processor as Linux names them (avx2, avx512f, amx_bf16, ...)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def _lacks_bf16(env: VllmEnv) -> bool:
+    """An x86 processor whose vector units know no bf16: vLLM then falls back to a path that is several times slower
+    than float32 (figures in docs/benchmarks.md)."""
+    return env.device == "cpu" and platform.machine() in ("x86_64", "AMD64") and "avx512f" not in cpu_flags()
+
+
+def resolve_dtype(spec: EngineSpec, env: VllmEnv) -> str:
+    """The `--dtype` that `spec.dtype` means here."""
+    return "float32" if spec.dtype == "auto" and _lacks_bf16(env) else spec.dtype
+
+
+def unsupported(model: Path, env: VllmEnv) -> str | None:
+    """Why this engine has no kernel for the checkpoint's format on this device, or None.
+
+    Known for vLLM on CPUs only, where such a checkpoint loads and then kills the engine at the first request: packed
+    weight-only formats need 4 bits and AVX-512, FP8 needs dynamic activation scales. On a GPU vLLM itself says no at
+    the start. A caller may serve the same weights unpacked to 16 bits instead, and has to say so in its result.
+    """
+    if env.device != "cpu":
+        return None
+    config = model_config(model).get("quantization_config") or {}
+    for group in (config.get("config_groups") or {}).values():
+        weights, activations = group.get("weights") or {}, group.get("input_activations")
+        bits = weights.get("num_bits")
+        if activations is None and weights.get("type") == "int":
+            if bits != 4:
+                return f"vLLM's CPU kernel for packed weights takes 4 bits, the checkpoint has {bits}"
+            if platform.machine() in ("x86_64", "AMD64") and "avx512f" not in cpu_flags():
+                return "vLLM's CPU kernel for 4-bit weights needs AVX-512, which this processor lacks"
+        if activations is not None and activations.get("type") == "float" and activations.get("dynamic") is False:
+            return "vLLM's CPU kernels have no FP8 with static activation scales"
+    return None
+
+
 def cpu_kv_bytes(model: Path, spec: EngineSpec) -> int:
     """Bytes of KV cache for `max_num_seqs` sequences of full length, bounded by the machine's memory.
 
@@ -103,7 +152,7 @@ def cpu_kv_bytes(model: Path, spec: EngineSpec) -> int:
         heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
         head_dim = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
         length = spec.max_model_len or int(config["max_position_embeddings"])
-        per_token = int(config["num_hidden_layers"]) * heads * head_dim * 2 * 2
+        per_token = int(config["num_hidden_layers"]) * heads * head_dim * 2 * KV_ELEMENT_BYTES
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return ceiling
     wanted = per_token * length * spec.max_num_seqs * SPECULATION_HEADROOM
@@ -115,7 +164,7 @@ def server_arguments(
 ) -> list[str]:
     """The words after `vllm serve`. The API key is no argument: other users could read it in the process list."""
     args = [str(model), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", name]
-    args += ["--dtype", spec.dtype, "--kv-cache-dtype", spec.kv_cache_dtype, "--seed", str(spec.seed)]
+    args += ["--dtype", resolve_dtype(spec, env), "--kv-cache-dtype", spec.kv_cache_dtype, "--seed", str(spec.seed)]
     args += ["--max-num-seqs", str(spec.max_num_seqs), "--generation-config", spec.generation_config]
     args += ["--disable-uvicorn-access-log"]
     if spec.max_model_len is not None:
@@ -169,17 +218,14 @@ def device_name(device: Device) -> str:
         except Exception:  # noqa: BLE001 - a name for the report is not worth failing for
             return "CUDA GPU"
     model = platform.processor() or platform.machine()
-    flags: set[str] = set()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 model = value.strip()
-            elif key.strip() == "flags":
-                flags = set(value.split())
                 break
     except OSError:
         pass
-    isa = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags), "")
+    isa = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in cpu_flags()), "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return f"{model}, {cores} cores" + (f", {isa}" if isa else "")

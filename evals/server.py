@@ -28,10 +28,10 @@ from evals.engine_env import (
     DEFAULT_ENVIRONMENT,
     device_name,
     locate,
-    model_config,
     resolve_env,
     server_arguments,
     server_environment,
+    unsupported,
 )
 from evals.engine_log import diagnose, facts, phase, telling_lines
 from evals.spec import EngineSpec
@@ -93,7 +93,12 @@ class VllmServer:
 
     def __enter__(self) -> VllmServer:
         env = locate(self._env_folder)
-        model_config(self.model)
+        reason = unsupported(self.model, env)
+        if reason is not None:
+            raise EngineError(
+                f"{self.model} cannot be served here: {reason}",
+                remedy="Serve the same weights unpacked to 16 bits, or evaluate on a machine that has the kernel.",
+            )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         label = f"vLLM: start ({self.model.name})"
         with self._progress.task(label) as task:

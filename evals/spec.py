@@ -24,7 +24,9 @@ class EngineSpec(Spec):
         default=None, gt=0, description="Longest prompt plus answer in tokens; default: what the model's config says."
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        default="auto", description="Activation type; auto takes the checkpoint's."
+        default="auto",
+        description="Type of activations and unquantized weights; auto is the checkpoint's own, but float32 on a CPU "
+        "without AVX-512, where bfloat16 is several times slower.",
     )
     kv_cache_dtype: str = Field(default="auto", description="Type of the KV cache: auto, fp8, fp8_e4m3, fp8_e5m2, ...")
     kv_cache_memory_bytes: int | None = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,7 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from evals.engine_env import cpu_kv_bytes, locate, resolve_env, server_arguments, server_environment
+from evals import engine_env
+from evals.engine_env import (
+    cpu_kv_bytes,
+    locate,
+    resolve_dtype,
+    resolve_env,
+    server_arguments,
+    server_environment,
+    unsupported,
+)
 from evals.server import VllmServer
 from evals.spec import EngineSpec
 from sqtool.errors import EngineError
@@ -171,7 +181,7 @@ def test_environment_is_offline_and_keeps_the_recipes_precision(
 def test_the_kv_cache_fits_what_is_asked(fake_model: Path) -> None:
     floor = cpu_kv_bytes(fake_model, EngineSpec())
     assert floor == 1 << 30
-    # 2 layers x 2 heads x 32 x 2 (keys and values) x 2 bytes = 512 bytes a token, twice for a draft.
+    # 2 layers x 2 heads x 32 x 2 (keys and values) x 4 bytes = 1 KiB a token, twice for a draft.
     spec = EngineSpec(max_num_seqs=1024, max_model_len=2048)
     assert cpu_kv_bytes(fake_model, spec) == min(
         512 * 1024 * 2048 * 2, max(1 << 30, psutil.virtual_memory().total // 4)
@@ -183,3 +193,53 @@ def test_where_the_environment_is_looked_for(tmp_path: Path) -> None:
     assert resolve_env(EngineSpec(env="venv"), tmp_path) == tmp_path / "venv"
     assert resolve_env(EngineSpec(env="/abs"), tmp_path) == Path("/abs")
     assert resolve_env(EngineSpec(env="nowhere"), tmp_path) == tmp_path / "nowhere"
+
+
+WEIGHTS = {"type": "int", "num_bits": 4}
+INT8 = {"type": "int", "num_bits": 8, "dynamic": True}
+FP8 = {"type": "float", "num_bits": 8}
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "flags", "reason"),
+    [
+        (WEIGHTS, None, {"avx2"}, "AVX-512"),
+        (WEIGHTS, None, {"avx2", "avx512f"}, None),
+        ({"type": "int", "num_bits": 3}, None, {"avx2", "avx512f"}, "takes 4 bits"),
+        (INT8, INT8, {"avx2"}, None),
+        (FP8, {**FP8, "dynamic": True}, {"avx2"}, None),
+        (FP8, {**FP8, "dynamic": False}, {"avx2", "avx512f"}, "static"),
+    ],
+)
+def test_formats_without_a_kernel_are_known_before_the_start(
+    weights: dict[str, object],
+    activations: dict[str, object] | None,
+    flags: set[str],
+    reason: str | None,
+    fake_model: Path,
+    fake_env: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_env, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(engine_env.platform, "machine", lambda: "x86_64")
+    config = json.loads((fake_model / "config.json").read_text())
+    config["quantization_config"] = {"config_groups": {"g": {"weights": weights, "input_activations": activations}}}
+    (fake_model / "config.json").write_text(json.dumps(config))
+    found = unsupported(fake_model, locate(fake_env))
+    assert (found is None) == (reason is None)
+    if reason is not None:
+        assert reason in str(found)
+        with pytest.raises(EngineError, match="cannot be served here"), _server(fake_model, fake_env, tmp_path / "l"):
+            pass
+
+
+@pytest.mark.parametrize(("flags", "auto"), [({"avx2"}, "float32"), ({"avx2", "avx512f"}, "auto")])
+def test_auto_dtype_follows_the_processor(
+    flags: set[str], auto: str, fake_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_env, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(engine_env.platform, "machine", lambda: "x86_64")
+    env = locate(fake_env)
+    assert resolve_dtype(EngineSpec(), env) == auto
+    assert resolve_dtype(EngineSpec(dtype="bfloat16"), env) == "bfloat16"
