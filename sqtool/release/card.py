@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
     from sqtool.gate.verdict import MetricVerdict, Verdict
 
 
+SERVE_FLAGS = (
+    "--dtype",
+    "--kv-cache-dtype",
+    "--max-model-len",
+    "--tensor-parallel-size",
+    "--generation-config",
+    "--enable-auto-tool-choice",
+    "--tool-call-parser",
+)
 ALLOWED = (
     "The measured items could not exclude a drop past the margin; its recipe accepts that (`inconclusive: allow`)."
 )
@@ -96,7 +106,7 @@ def model_card(
         }
     )
     of_base = f" of `{base}`" if base else ""
-    flags = [str(flag) for flag in provenance.get("serve_flags") or ()]
+    flags = [str(flag) for flag in provenance.get("serve_flags") or serve_flags(verdict.bindings)]
     parts = [
         f"---\n{front}---\n# {name} {version}",
         f"A quantized checkpoint{of_base}, released by sqtool after its gate said **{verdict.outcome}**.",
@@ -109,14 +119,40 @@ def model_card(
     parts.append(f"## Serving\n\nIn this folder:\n\n```bash\n{shlex.join(['vllm', 'serve', '.', *flags])}\n```")
     rows = "\n".join(_row(m) for m in (*verdict.metrics, *verdict.slices))
     parts.append(f"## Results\n\n{RESULTS.format(percent=100 * (1 - 2 * verdict.alpha))}\n\n{HEAD}\n{rows}")
-    facts = [f"- {key.replace('_', ' ')}: {_plain(value)}" for key, value in sorted(verdict.bindings.items())]
-    for key in ("versions", "hardware", "seed"):
-        if provenance.get(key) is not None:
-            facts.append(f"- {key} at release: {_plain(provenance[key])}")
+    facts = [f"- {key.replace('_', ' ')}: {_plain(value)}" for key, value in _measured(verdict.bindings).items()]
+    facts += [f"- {key} at release: {_plain(provenance[key])}" for key in ("versions", "hardware") if key in provenance]
+    if provenance.get("seed") is not None:
+        facts.append(f"- seed: {provenance['seed']}")
     parts.append("## Measured with\n\n" + "\n".join(facts) + f"\n\n{BOUND}")
     listed = "\n".join(f"- {file}" for file in sorted(files))
     parts.append(f"## Files\n\nMANIFEST.json lists every file with its sha256. Beside the checkpoint:\n\n{listed}")
     return "\n\n".join(parts) + "\n"
+
+
+def serve_flags(bindings: Mapping[str, Any]) -> list[str]:
+    """Of the measured server's flags, those that its answers depend on and that are not vLLM's default."""
+    engine = bindings.get("engine")
+    words = [str(word) for word in engine.get("flags") or ()] if isinstance(engine, Mapping) else []
+    chosen: list[str] = []
+    for at, word in enumerate(words):
+        if word not in SERVE_FLAGS:
+            continue
+        value = list(takewhile(lambda w: not w.startswith("--"), words[at + 1 :]))
+        if value != ["auto"]:
+            chosen += [word, *value]
+    return chosen
+
+
+def _measured(bindings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader wants of the bindings; verdict.json has all of them."""
+    found = {}
+    for key, value in sorted(bindings.items()):
+        if key == "baseline_engine" and value == bindings.get("engine"):
+            continue
+        if isinstance(value, Mapping):
+            value = {k: v for k, v in value.items() if k not in ("flags", "environment")}
+        found[key] = value
+    return found
 
 
 def _hub_id(base: str) -> bool:
@@ -130,5 +166,5 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v not in (None, "", [], {})) or "none"
     if isinstance(value, (list, tuple)):
-        return " ".join(map(str, value)) or "none"
+        return "; ".join(map(str, value)) or "none"
     return str(value)

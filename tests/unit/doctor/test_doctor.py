@@ -16,6 +16,7 @@ from sqtool import doctor
 from sqtool.doctor import Check, run_checks
 
 ROOT = Path(__file__).resolve().parents[3]
+REAL_VLLM_ENV = doctor.vllm_env
 GPU = ["NVIDIA H100 80GB HBM3, 81559 MiB"]
 
 
@@ -30,6 +31,12 @@ def script(path: Path, text: str) -> Path:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _no_other_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Otherwise the environment of this checkout would stand in for one that is missing.
+    monkeypatch.setattr(doctor, "vllm_env", lambda root: root / ".venv-vllm")
 
 
 @pytest.fixture
@@ -157,6 +164,12 @@ def test_vllm_for_gpus_without_one(tmp_path: Path) -> None:
     script(env / "bin" / "vllm", "true")
     bad(doctor.check_vllm_packages(tmp_path, []), "no GPU is there")
     good(doctor.check_vllm_packages(tmp_path, GPU))
+
+
+def test_the_environment_is_the_one_that_the_engine_takes(tmp_path: Path) -> None:
+    (tmp_path / ".venv-vllm").mkdir()
+    assert REAL_VLLM_ENV(tmp_path) == tmp_path / ".venv-vllm"
+    assert REAL_VLLM_ENV(tmp_path / "none").name == ".venv-vllm"
 
 
 def test_no_vllm_environment(tmp_path: Path) -> None:

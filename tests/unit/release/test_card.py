@@ -47,8 +47,20 @@ def test_card_of_a_hub_model(case: Case) -> None:
     assert "vllm serve . --tool-call-parser hermes" in text
     assert "weights 4-bit int group, groups of 128, asymmetric" in text
     assert "| recall.exact_match | 400 | 100.00% | 100.00% | +0.00 points |" in text
-    assert "- seed at release: 0" in text
+    assert "- seed: 0" in text
     assert "- engine: vllm 0.32.0+cpu" in text
+
+
+def test_serving_uses_the_flags_that_were_measured(case: Case) -> None:
+    flags = "--host 127.0.0.1 --dtype auto --kv-cache-dtype fp8 --enable-auto-tool-choice --tool-call-parser hermes"
+    engine = {"engine": "vllm", "version": "0.32.0", "flags": flags.split(), "environment": {"VLLM_X": "1"}}
+    case.edit_verdict(lambda v: v["bindings"].update(engine=engine, baseline_engine=engine))
+    text = card(case)
+    assert "vllm serve . --kv-cache-dtype fp8 --enable-auto-tool-choice --tool-call-parser hermes\n" in text
+    assert "- engine: engine vllm, version 0.32.0\n" in text
+    assert "baseline engine" not in text
+    case.edit_verdict(lambda v: v["bindings"]["baseline_engine"].update(version="0.31.0"))
+    assert "- baseline engine: engine vllm, version 0.31.0\n" in card(case)
 
 
 @pytest.mark.parametrize("model", ["", "artifacts/reference/target", "/models/x", "./x/y", "a: b\nc: d/e\n---"])
