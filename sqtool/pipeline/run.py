@@ -360,4 +360,5 @@ def with_sections(job: Job, **sections: Any) -> Job:
     unknown = set(sections) - set(job.sections)
     if unknown:
         raise UsageError(f"no such section: {', '.join(sorted(unknown))}")
-    return replace(job, sections={**job.sections, **sections})
+    texts = {name: section.model_dump(mode="json") for name, section in sections.items()}
+    return replace(job, sections={**job.sections, **sections}, resolved={**job.resolved, **texts})

@@ -132,7 +132,9 @@ def _add_saves(facts: Facts, quantize: Mapping[str, Any] | None) -> None:
         return
     before, after = quantize.get("bytes_before"), quantize.get("bytes_after")
     if before and after:
-        share = f"{100 * (1 - after / before):.0f} % smaller" if after < before else f"{after / before:.2f} times the size"
+        share = (
+            f"{100 * (1 - after / before):.0f} % smaller" if after < before else f"{after / before:.2f} times the size"
+        )
         facts.saves.append(f"weights {size(before)} -> {size(after)}, {share}")
     layers, bits = quantize.get("layers_quantized"), quantize.get("bits_per_weight")
     if layers:

@@ -11,7 +11,9 @@ from sqtool.files import write_text
 from sqtool.report.facts import Facts, collect
 
 TEMPLATE = "report.md.j2"
-_MARKUP = re.compile(r"[\\`*{}\[\]<>#|~!&$@^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=[a-zA-Z]):(?=//)|(?<=www)\.", re.I)
+_MARKUP = re.compile(
+    r"[\\`*{}\[\]<>#|~!&$@^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=[a-zA-Z]):(?=//)|(?<=www)\.", re.IGNORECASE
+)
 _LIST_START = re.compile(r"^(\s*)([-+=]|\d+(?=[.)]))")
 _FENCE = re.compile(r"`{3,}")
 
@@ -37,7 +39,9 @@ def inline(text: Any) -> str:
         return str(text)
     flat = " ".join(clean(str(text)).split())
     escaped = _MARKUP.sub(lambda match: "\\" + match.group(), flat)
-    return _LIST_START.sub(lambda m: m.group(1) + (m.group(2) + "\\" if m.group(2).isdigit() else "\\" + m.group(2)), escaped)
+    return _LIST_START.sub(
+        lambda m: m.group(1) + (m.group(2) + "\\" if m.group(2).isdigit() else "\\" + m.group(2)), escaped
+    )
 
 
 def block(text: Any) -> Raw:
@@ -69,7 +73,7 @@ def render(facts: Facts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - HTML escaping would garble Markdown; `finalize` escapes for it instead
+        autoescape=False,
     )
     environment.filters.update(block=block, code=code)
     text = environment.get_template(TEMPLATE).render(facts=facts)

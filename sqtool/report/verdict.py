@@ -90,7 +90,7 @@ def _said(output: Any) -> Any:
     """The part of an output that a person compares: the calls if there are any, else the text."""
     if isinstance(output, Mapping):
         calls = output.get("tool_calls")
-        return calls if calls else output.get("text")
+        return calls or output.get("text")
     return output
 
 

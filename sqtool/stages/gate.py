@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqtool.errors import InconclusiveError, InfrastructureError, RegressedError
+from sqtool.errors import InconclusiveError, InfrastructureError, RegressedError, UsageError, did_you_mean
 from sqtool.files import write_text
 from sqtool.gate.spec import GateSpec
 from sqtool.runfolder import RESULT, read_result
@@ -79,5 +79,18 @@ def check(spec: GateSpec, summary: dict[str, Any]) -> None:
         )
 
 
-def preflight(_spec: GateSpec, _inputs: Inputs) -> Estimate:
+def preflight(spec: GateSpec, inputs: Inputs) -> Estimate:
+    """UsageError when a metric belongs to a task that nobody evaluates."""
+    from evals.spec import EvaluateSpec
+    from evals.tasks import find_task, read_task
+
+    section = inputs.sections["evaluate"]
+    assert isinstance(section, EvaluateSpec)
+    tasks = [read_task(find_task(name, inputs.root)).task for name in section.tasks]
+    for name in spec.metrics:
+        task = name.rpartition(".")[0]
+        if task not in tasks:
+            raise UsageError(
+                f"gate.metrics.{name}: evaluate.tasks names no task {task!r}", remedy=did_you_mean(task, tasks)
+            )
     return Estimate(2.0, rule="reads the records")

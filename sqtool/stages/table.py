@@ -55,7 +55,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "gate", ("gate",), ("baseline", "evaluate"), "sqtool.stages.gate",
-        code=("sqtool.gate",),
+        code=("sqtool.gate",), sees=("evaluate",),
     ),
     Stage(
         "speculate", ("speculate", "engine"), ("quantize",), "sqtool.stages.speculate",

@@ -1,0 +1,87 @@
+"""Jobs without a recipe file: two models to gate, or one to evaluate. They run through the same stages and caches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqtool.cli.options import Settings
+from sqtool.errors import UsageError
+from sqtool.files import canonical_json, sha256_text
+from sqtool.pipeline import Job, find_model
+from sqtool.progress import Progress
+
+if TYPE_CHECKING:
+    from sqtool.spec import Spec
+
+NAME_CHARS = 40
+
+
+def gate_job(
+    settings: Settings, baseline: str, candidate: str, tasks: Sequence[str], *, seed: int, progress: Progress
+) -> Job:
+    """Baseline and candidate on some tasks. Which metrics are gated is known when there are records of them."""
+    root = settings.here
+    model = find_model(baseline, root, Path.cwd(), what="--baseline", progress=progress)
+    checkpoint = find_model(candidate, root, Path.cwd(), what="--candidate", progress=progress)
+    if model == checkpoint:
+        raise UsageError("baseline and candidate are the same folder", remedy="Name the quantized model as candidate.")
+    return _job("gate", root, model, checkpoint, tasks, seed)
+
+
+def eval_job(settings: Settings, model: str, tasks: Sequence[str], *, seed: int, progress: Progress) -> Job:
+    """One model on some tasks (default: the usual ones), as the baseline of a job that goes no further."""
+    root = settings.here
+    return _job("eval", root, find_model(model, root, Path.cwd(), what="--model", progress=progress), None, tasks, seed)
+
+
+def _job(what: str, root: Path, model: Path, checkpoint: Path | None, tasks: Sequence[str], seed: int) -> Job:
+    from calibrate.spec import CalibrateSpec
+    from evals.spec import EngineSpec, EvaluateSpec
+    from quantize.spec import QuantizeSpec
+    from sqtool.gate.spec import GateSpec
+    from sqtool.release.spec import ReleaseSpec
+    from sqtool.speculate.spec import SpeculateSpec
+
+    subject = checkpoint or model
+    named = tuple(str(Path(task).resolve()) if Path(task).is_file() else task for task in tasks)
+    if len(set(named)) < len(named):
+        raise UsageError("a task is named twice")
+    chosen: dict[str, Any] = {"tasks": named} if named else {}
+    sections: dict[str, Spec] = {
+        "calibrate": CalibrateSpec(),
+        "quantize": QuantizeSpec(checkpoint=str(subject)),
+        # Drift needs a second library to load both models; a gate over any two models must not ask for that.
+        "evaluate": EvaluateSpec(drift=None, **chosen),
+        "gate": GateSpec(),
+        "speculate": SpeculateSpec(enabled=False),
+        "release": ReleaseSpec(),
+        "engine": EngineSpec(),
+    }
+    key = sha256_text(canonical_json([str(model), str(checkpoint), sorted(named), seed]))[:8]
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", subject.name).strip("-.")[:NAME_CHARS] or "model"
+    resolved = {name: section.model_dump(mode="json") for name, section in sections.items()}
+    return Job(
+        name=f"{what}-{stem}-{key}",
+        root=root,
+        model=model,
+        checkpoint=subject,
+        seed=seed,
+        sections=sections,
+        resolved={"model": str(model), "seed": seed, **resolved},
+    )
+
+
+def gated_by_records(job: Job, baseline: Path, candidate: Path, margin: float | None, alpha: float | None) -> Job:
+    """The job with a gate over the usual metrics of the tasks that were recorded."""
+    from sqtool.gate.defaults import spec_for
+    from sqtool.pipeline.run import with_sections
+
+    options: dict[str, Any] = {}
+    if margin is not None:
+        options["max_drop"] = margin
+    if alpha is not None:
+        options["alpha"] = alpha
+    return with_sections(job, gate=spec_for(baseline, candidate, **options))
