@@ -27,11 +27,9 @@ unit: setup  ## the tests that start no server
 e2e: setup vllm  ## the tests that drive real llm-compressor and real vLLM
 	@SQTOOL_REQUIRE_E2E=1 $(PYTEST) -q -m e2e
 
-check: setup  ## ruff, mypy strict, import-linter
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/lint-imports
+check: setup  ## ruff, mypy strict, import-linter: all of them, then fail if any did
+	@status=0; for tool in "ruff check ." "ruff format --check ." mypy lint-imports; do \
+	  echo ".venv/bin/$$tool"; .venv/bin/$$tool || status=1; done; exit $$status
 
 format: setup  ## let ruff repair and format the code
 	.venv/bin/ruff check --fix .
