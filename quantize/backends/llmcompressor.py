@@ -50,7 +50,7 @@ class LlmCompressor:
 
 def _run(job: Job, progress: Progress) -> tuple[list[str], dict[str, Any]]:
     from llmcompressor import oneshot
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
 
     from quantize.backends.modifiers import build
 
@@ -77,6 +77,8 @@ def _run(job: Job, progress: Progress) -> tuple[list[str], dict[str, Any]]:
     with progress.task("quantize: write the checkpoint"):
         if stored != computed:
             _cast_back(model, stored)
+        # The caller copies the model's own generation_config.json; transformers refuses to write some that it reads.
+        model.generation_config = GenerationConfig()
         model.save_pretrained(str(job.out), save_compressed=True)
     details = {"computed_in": str(computed).removeprefix("torch."), "stored_in": str(stored).removeprefix("torch.")}
     return layers, details
