@@ -100,7 +100,8 @@ def speculate(
     Returns what speculate.json holds. Raises `EngineError` naming the arm and its log when a server does not start,
     dies, or answers nothing; `UsageError` and `DataError` before any server starts.
     """
-    preflight(spec, target=baseline, draft=draft, root=root)
+    for target in (baseline, candidate):
+        preflight(spec, target=target, draft=draft, root=root)
     per_request = reports_per_request(resolve_env(engine, root))
     requests = load_requests(root / spec.traffic, spec.max_tokens)
     traffic = choose(requests, spec.requests, spec.warmup, seed, single_kind_blocks=not per_request)
