@@ -58,7 +58,8 @@ def _run(terminal: Any, job: Any, until: str, force: tuple[str, ...], wait: bool
     outcome = run_quietly(terminal, job, until=until, force=force, wait=wait)
     if terminal.settings.json:
         terminal.json(as_json(job, outcome))
-    sides = [(n, outcome.results[n]["summary"]) for n in ("baseline", "evaluate") if n in outcome.results]
+    names = ("baseline", "evaluate")
+    sides: list[tuple[str, Any]] = [(n, outcome.results[n]["summary"]) for n in names if n in outcome.results]
     if sides:
         headers, rows = scores(sides)
         terminal.table(headers, rows, f"{job.name}: scores")

@@ -13,7 +13,7 @@ from sqtool.progress import SILENT, Progress
 from sqtool.spec import Spec
 
 if TYPE_CHECKING:
-    from sqtool.recipe import LoadedRecipe
+    from sqtool.recipe import LoadedRecipe, Recipe
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
@@ -44,8 +44,6 @@ class Job:
 
 def job_of(loaded: LoadedRecipe, progress: Progress = SILENT) -> Job:
     """Bind a recipe to this machine. Models that are hub ids are downloaded unless the hub cache has them."""
-    from sqtool.recipe.model import SECTIONS
-
     recipe, root, beside = loaded.recipe, loaded.root, loaded.path.resolve().parent
     model = find_model(
         recipe.model.path or recipe.model.id or "", root, beside, what="model",
@@ -69,11 +67,35 @@ def job_of(loaded: LoadedRecipe, progress: Progress = SILENT) -> Job:
         checkpoint=checkpoint,
         seed=recipe.seed,
         trust_remote_code=recipe.model.trust_remote_code,
-        sections={name: recipe.section(name) for name in SECTIONS},
+        sections=_located(recipe, root, beside),
         recipe_path=loaded.path,
         recipe_text=loaded.path.read_text(encoding="utf-8-sig"),
         resolved=recipe.model_dump(mode="json"),
     )
+
+
+def _located(recipe: Recipe, root: Path, beside: Path) -> dict[str, Spec]:
+    """The sections; a data file that exists beside the recipe, and not below the root, is named from the root."""
+    from sqtool.recipe.model import SECTIONS
+
+    def place(text: str) -> str:
+        if Path(text).is_absolute() or (root / text).exists() or not (beside / text).is_file():
+            return text
+        found = (beside / text).resolve()
+        return str(found.relative_to(root)) if found.is_relative_to(root) else str(found)
+
+    sections = {name: recipe.section(name) for name in SECTIONS}
+    sources = [s.model_copy(update={"path": place(s.path)}) for s in recipe.calibrate.sources]
+    changes: dict[str, dict[str, Any]] = {
+        "calibrate": {"sources": sources} if sources != recipe.calibrate.sources else {},
+        "evaluate": {"tasks": tuple(place(task) for task in recipe.evaluate.tasks)},
+        "speculate": {"traffic": place(recipe.speculate.traffic)},
+    }
+    for name, update in changes.items():
+        changed = {key: value for key, value in update.items() if getattr(sections[name], key) != value}
+        if changed:
+            sections[name] = sections[name].model_copy(update=changed)
+    return sections
 
 
 def find_model(

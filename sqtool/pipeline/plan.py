@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,8 @@ from sqtool.stages.table import STAGES, Stage, stage_named
 Action = Literal["cached", "run", "skip"]
 DIGEST_CHARS = 12
 DISK_MARGIN = 1.1
+LARGE_BYTES = 2_000_000_000
+"""Hashing more than this takes long enough to say so (unless it is remembered)."""
 ALL = "all"
 
 
@@ -190,7 +193,9 @@ class _Planner:
 
     def content(self, folder: Path) -> str:
         if folder not in self._contents:
-            with self.progress.task(f"plan: reading {self.job.shown(folder)}"):
+            large = sum(p.stat().st_size for p in folder.glob("*") if p.is_file()) > LARGE_BYTES
+            task = self.progress.task(f"plan: reading {self.job.shown(folder)}")
+            with task if large else nullcontext():
                 self._contents[folder] = self.digests.folder(folder)
         return self._contents[folder]
 

@@ -213,7 +213,7 @@ class _Runner:
             result = function(step.spec, step.inputs, out)
             seconds = time.monotonic() - began
             self.remove_dependents(name)
-            value = {
+            value: dict[str, Any] = {
                 "format": FORMAT,
                 "stage": name,
                 "digest": step.digest,

@@ -174,6 +174,14 @@ def _words(entry: Any, place: Place, missing: str) -> tuple[str, str]:
     types |= {"list_type": "a list", "tuple_type": "a list", "set_type": "a list", "path_type": "a path"}
     if kind in types:
         return f"expected {types[kind]}, found {found}", ""
+    if kind in ("int_parsing", "int_type", "int_from_float"):
+        return f"expected a whole number, found {found}", ""
+    if kind in ("float_parsing", "float_type"):
+        return f"expected a number, found {found}", ""
+    if kind in ("bool_parsing", "bool_type"):
+        return f"expected true or false, found {found}", ""
+    if kind == "string_pattern_mismatch":
+        return f"expected a text that matches {context.get('pattern')}, found {found}", ""
     message = str(entry["msg"])
     message = message[:1].lower() + message[1:]
     return f"{message.replace('input should be', 'expected').replace('a valid ', 'a ')}, found {found}", ""

@@ -12,7 +12,10 @@ from sqtool.report.facts import Facts, collect
 
 TEMPLATE = "report.md.j2"
 _MARKUP = re.compile(
-    r"[\\`*{}\[\]<>#|~!&$@^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=[a-zA-Z]):(?=//)|(?<=www)\.", re.IGNORECASE
+    r"[\\`*{}\[\]<>#|~!&$@^]"
+    r"|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"  # inside a word it is no emphasis, and names keep their look
+    r"|(?<=[A-Za-z]):(?=//)|(?<=www)\.",  # addresses that a renderer would make links of
+    re.IGNORECASE,
 )
 _LIST_START = re.compile(r"^(\s*)([-+=]|\d+(?=[.)]))")
 _FENCE = re.compile(r"`{3,}")
@@ -39,9 +42,12 @@ def inline(text: Any) -> str:
         return str(text)
     flat = " ".join(clean(str(text)).split())
     escaped = _MARKUP.sub(lambda match: "\\" + match.group(), flat)
-    return _LIST_START.sub(
-        lambda m: m.group(1) + (m.group(2) + "\\" if m.group(2).isdigit() else "\\" + m.group(2)), escaped
-    )
+    return _LIST_START.sub(_no_list, escaped)
+
+
+def _no_list(match: re.Match[str]) -> str:
+    space, mark = match.groups()
+    return f"{space}{mark}\\" if mark.isdigit() else f"{space}\\{mark}"
 
 
 def block(text: Any) -> Raw:

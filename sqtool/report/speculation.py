@@ -43,12 +43,12 @@ def add_speculation(facts: Facts, report: Mapping[str, Any]) -> None:
     traffic = report["traffic"]
     method = str(report["method"]).replace("_", " ")
     drafted = report["speculative_config"].get("num_speculative_tokens")
-    notes = [
+    note = (
         f"{traffic['requests']} requests, {traffic['concurrency']} at once, after {traffic['warmup']} to warm up; the "
-        f"same for every arm. {method}, {drafted} draft tokens. Same answers: greedy answers equal to those of the same "
-        "weights without speculation (for `quantized only`: to the baseline's)."
-    ]
-    facts.arms = Table((*headers, "tokens/s", "same answers", "failed"), tuple(rows), tuple(notes))
+        f"same for every arm. {method}, {drafted} draft tokens. Same answers: greedy answers equal to those of the "
+        "same weights without speculation (for quantized only: to the baseline's)."
+    )
+    facts.arms = Table((*headers, "tokens/s", "same answers", "failed"), tuple(rows), (note,))
     _add_acceptance(facts, arms, report.get("acceptance_change"))
     facts.speculation += _sentences(report)
 

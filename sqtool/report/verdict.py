@@ -34,14 +34,14 @@ def add_verdict(facts: Facts, path: Path) -> None:
     gated = [m for m in verdict["metrics"] if m["gated"]]
     other = [m for m in verdict["metrics"] if not m["gated"]]
     notes = [
-        f"Paired by item; change and {confidence:g} % interval in points, candidate minus baseline. PASS: the lower end "
-        "stays above minus the margin. Every gated metric must pass."
+        f"Paired by item. Change and {confidence:g} % interval are in points, candidate minus baseline.",
+        "PASS: the lower end stays above minus the margin. Every gated metric must pass.",
     ]
     for metric in gated:
         needed = metric.get("items_to_decide")
         if metric["outcome"] == "INCONCLUSIVE" and needed:
             notes.append(f"About {needed} items would decide {metric['metric']}, were they to behave like these.")
-    facts.metrics = Table(HEADERS, tuple(_row(m) for m in (*gated, *other)), tuple([*notes, *verdict["notes"]]))
+    facts.metrics = Table(HEADERS, tuple(_row(m) for m in (*gated, *other)), (*notes, *verdict["notes"]))
     shown = [s for s in verdict["slices"] if s["outcome"] not in ("PASS", "NOT_JUDGED")]
     if shown:
         facts.slices = Table(HEADERS, tuple(_row(s) for s in shown))

@@ -7,6 +7,7 @@ from typing import Any
 
 from evals.spec import EvaluateSpec
 from sqtool.errors import DataError, EngineError
+from sqtool.files import canonical_json
 from sqtool.stages.contract import Estimate, Inputs
 from sqtool.stages.sections import engine_section
 
@@ -60,11 +61,23 @@ def engine_preflight(inputs: Inputs) -> None:
     locate(resolve_env(engine_section(inputs), inputs.root))
 
 
-def evaluation_estimate(spec: EvaluateSpec, inputs: Inputs) -> Estimate:
-    """Loads and checks every task, so that a bad item fails before the engine starts; counts the items."""
+_counted: dict[str, dict[str, int]] = {}
+
+
+def _item_counts(spec: EvaluateSpec, root: Path) -> dict[str, int]:
+    """Items of each task; checking thousands of tool schemas takes seconds, so baseline and evaluate share it."""
     from evals.tasks import load_tasks
 
-    counts = {task.name: len(task.items) for task in load_tasks(spec, inputs.root)}
+    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in task_files(spec, root)]
+    key = canonical_json([states, spec.limit])
+    if key not in _counted:
+        _counted[key] = {task.name: len(task.items) for task in load_tasks(spec, root)}
+    return _counted[key]
+
+
+def evaluation_estimate(spec: EvaluateSpec, inputs: Inputs) -> Estimate:
+    """Loads and checks every task, so that a bad item fails before the engine starts; counts the items."""
+    counts = _item_counts(spec, inputs.root)
     items = sum(counts.values())
     texts = 0 if spec.drift is None else spec.drift.items + spec.drift.prose_items
     seconds = START_SECONDS + items / ITEMS_PER_SECOND + texts / DRIFT_TEXTS_PER_SECOND

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from calibrate.spec import CalibrateSpec
 from quantize.spec import QuantizeSpec
+from sqtool.stages.calibrate import expected_tokens
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 
 
@@ -32,12 +35,12 @@ def preflight(spec: QuantizeSpec, inputs: Inputs) -> Estimate:
     """Matches layers and group sizes against the model, so that a wrong pattern fails before anything runs."""
     from quantize.plan import plan
 
-    planned = plan(spec, model=inputs.model)
-    details = {
-        key: planned[key]
-        for key in ("bytes_before", "bytes_after", "bits_per_weight", "layers_quantized", "simulated")
-        if key in planned
-    }
+    samples = inputs.sections["calibrate"]
+    assert isinstance(samples, CalibrateSpec)
+    tokens = expected_tokens(samples, inputs) if spec.needs_calibration else None
+    planned = plan(spec, model=inputs.model, tokens=tokens)
+    shown = ("bytes_before", "bytes_after", "bits_per_weight", "layers_quantized", "simulated")
+    details: dict[str, Any] = {key: planned[key] for key in shown if key in planned}
     details["bytes"] = planned.get("bytes_after", 0)
     return Estimate(
         planned["seconds"], work=max(1.0, planned["seconds"]), rule=planned.get("seconds_rule", ""), details=details
