@@ -121,10 +121,17 @@ def test_a_server_that_answers_nothing(fake: Any, project: Path, monkeypatch: py
 
 
 def test_a_server_that_does_not_start(fake: Any, project: Path) -> None:
-    (project / "broken").mkdir()
+    (project / "quantized").rename(project / "broken")
     with pytest.raises(EngineError, match="arm 'quantized': the vLLM server did not start") as caught:
         run(project, candidate="broken")
     assert "Use another scheme." in caught.value.remedy
+
+
+def test_the_candidate_must_fit_the_draft_too(fake: Any, project: Path) -> None:
+    (project / "quantized/tokenizer.json").write_text('{"model": {"vocab": {"b": 1}}}')
+    with pytest.raises(UsageError, match="different tokenizers"):
+        run(project)
+    assert not fake.started
 
 
 def test_preflight(project: Path) -> None:
