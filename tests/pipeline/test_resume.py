@@ -1,0 +1,179 @@
+"""What runs, what is reused, and why."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sqtool.errors import UsageError
+from sqtool.pipeline import make_plan, run
+from sqtool.pipeline.digest import code_digest
+from sqtool.runfolder import RESULT, RunFolder, read_result
+from tests.pipeline.fakes import STAGES, FakeSpec, calls, make_job
+
+ALL = [stage.name for stage in STAGES]
+
+
+def again(root: Path) -> None:
+    (root / "calls.log").unlink(missing_ok=True)
+
+
+def whys(root: Path, **sections: FakeSpec) -> dict[str, str]:
+    plan = make_plan(make_job(root, **sections), stages=STAGES)
+    return {step.stage.name: step.why for step in plan.steps if step.action == "run"}
+
+
+def test_first_run_runs_all_second_none(tmp_path: Path) -> None:
+    first = run(make_job(tmp_path), stages=STAGES)
+    assert (first.outcome, first.exit_code) == ("released", 0)
+    assert calls(tmp_path) == ALL
+    again(tmp_path)
+    second = run(make_job(tmp_path), stages=STAGES)
+    assert second.exit_code == 0
+    assert calls(tmp_path) == []
+    assert {record.state for record in second.stages} == {"cached"}
+    assert second.results == first.results
+
+
+def test_a_section_change_rebuilds_it_and_what_needs_it(tmp_path: Path) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    again(tmp_path)
+    changed = {"speculate": FakeSpec(text="new")}
+    assert whys(tmp_path, **changed) == {
+        "speculate": "recipe: speculate.text changed",
+        "release": "speculate runs again",
+    }
+    run(make_job(tmp_path, **changed), stages=STAGES)
+    assert calls(tmp_path) == ["speculate", "release"]
+
+
+def test_model_content_data_content_and_seed(tmp_path: Path) -> None:
+    (tmp_path / "pool.jsonl").write_text("1")
+    sections = {"calibrate": FakeSpec(data="pool.jsonl")}
+    run(make_job(tmp_path, **sections), stages=STAGES)
+    (tmp_path / "pool.jsonl").write_text("2")
+    assert whys(tmp_path, **sections)["calibrate"] == "data changed: pool.jsonl"
+    (tmp_path / "pool.jsonl").write_text("1")
+    assert whys(tmp_path, **sections) == {}
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"Weights")
+    found = whys(tmp_path, **sections)
+    assert found["quantize"] == "content of the model changed"
+    assert found["baseline"] == "not done yet", "another model is another shared folder"
+    assert "calibrate" not in found
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    job = replace(make_job(tmp_path, **sections), seed=1)
+    steps = make_plan(job, stages=STAGES).steps
+    assert all(step.action == "run" for step in steps)
+    assert steps[0].why == "seed changed"
+
+
+def test_touching_a_file_changes_nothing(tmp_path: Path) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    os.utime(tmp_path / "model" / "model.safetensors", (1, 1))
+    assert whys(tmp_path) == {}
+
+
+def test_a_code_change_rebuilds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "src" / "fake_backend"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("A = 1\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    stages = (replace(STAGES[0], code=("fake_backend",)), *STAGES[1:])
+    run(make_job(tmp_path), stages=stages)
+    (package / "__init__.py").write_text("A = 2\n")
+    code_digest.cache_clear()
+    steps = make_plan(make_job(tmp_path), stages=stages).steps
+    assert steps[0].why == "code of fake_backend changed"
+    assert "fake_backend" not in sys.modules, "hashing does not import"
+    code_digest.cache_clear()
+
+
+def test_force_and_until(tmp_path: Path) -> None:
+    outcome = run(make_job(tmp_path), stages=STAGES, until="gate")
+    assert (outcome.outcome, calls(tmp_path)) == ("passed", ALL[:5])
+    assert not (tmp_path / "releases").exists()
+    again(tmp_path)
+    assert run(make_job(tmp_path), stages=STAGES, until="quantize").outcome == "done"
+    assert calls(tmp_path) == []
+    run(make_job(tmp_path), stages=STAGES, force=["evaluate"])
+    assert calls(tmp_path) == ["evaluate", "gate", "speculate", "release"]
+    again(tmp_path)
+    run(make_job(tmp_path), stages=STAGES, force=["all"])
+    assert calls(tmp_path) == ALL
+    with pytest.raises(UsageError) as caught:
+        make_plan(make_job(tmp_path), stages=STAGES, until="gates")
+    assert caught.value.remedy == "did you mean 'gate'?"
+
+
+def test_what_was_made_again_makes_its_dependents_again(tmp_path: Path) -> None:
+    """The same digest is not the same bytes: a verdict holds for the checkpoint that was measured."""
+    run(make_job(tmp_path), stages=STAGES)
+    again(tmp_path)
+    (RunFolder.of(tmp_path, "run").stage("quantize") / RESULT).unlink()
+    assert whys(tmp_path)["quantize"] == "not done yet"
+    failing = make_job(tmp_path, evaluate=FakeSpec(fail="engine"))
+    assert run(failing, stages=STAGES).exit_code == 4
+    assert calls(tmp_path) == ["quantize", "evaluate"]
+    again(tmp_path)
+    run(make_job(tmp_path), stages=STAGES)
+    assert calls(tmp_path) == ["evaluate", "gate", "speculate", "release"]
+
+
+def test_a_dependent_left_from_an_older_build_is_not_reused(tmp_path: Path) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    folder = RunFolder.of(tmp_path, "run").stage("quantize")
+    result = read_result(folder)
+    assert result is not None
+    text = (folder / RESULT).read_text().replace(result["build"], "0" * 32)
+    (folder / RESULT).write_text(text)
+    assert whys(tmp_path)["evaluate"] == "quantize was made again since"
+
+
+def test_a_broken_result_is_not_done(tmp_path: Path) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    (RunFolder.of(tmp_path, "run").stage("gate") / RESULT).write_text('{"digest": ')
+    assert whys(tmp_path)["gate"] == "not done yet"
+
+
+def test_a_result_may_no_longer_hold(tmp_path: Path) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    (tmp_path / "releases" / "run").unlink()
+    assert whys(tmp_path) == {"release": "the release is gone"}
+    run(make_job(tmp_path), stages=STAGES)
+    assert (tmp_path / "releases" / "run").is_file()
+
+
+def test_a_finished_checkpoint_takes_the_place_of_quantize(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "weights").write_text("1")
+    skip = {"calibrate": FakeSpec(text="skip"), "quantize": FakeSpec(text="skip")}
+    job = replace(make_job(tmp_path, **skip), checkpoint=checkpoint)
+    outcome = run(job, stages=STAGES)
+    assert outcome.exit_code == 0
+    assert calls(tmp_path) == ["baseline", "evaluate", "gate", "speculate", "release"]
+    plan = make_plan(job, stages=STAGES)
+    assert plan.steps[3].inputs.candidate == checkpoint
+    assert "quantize" not in plan.steps[3].inputs.folders
+    (checkpoint / "weights").write_text("2")
+    found = {s.stage.name: s.why for s in make_plan(job, stages=STAGES).steps if s.action == "run"}
+    assert found["evaluate"] == "content of the candidate changed"
+    assert "baseline" not in found
+
+
+def test_the_run_folder_may_move(tmp_path: Path) -> None:
+    run(make_job(tmp_path / "a"), stages=STAGES)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert whys(tmp_path / "b") == {}
+
+
+def test_estimates_come_from_earlier_runs(tmp_path: Path) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    plan = make_plan(make_job(tmp_path), stages=STAGES, force=["all"])
+    assert {step.guess.source for step in plan.steps} == {"1 earlier run here"}
+    assert plan.seconds is not None
+    assert make_plan(make_job(tmp_path / "elsewhere"), stages=STAGES).seconds is None
