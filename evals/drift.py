@@ -49,31 +49,46 @@ def _device(wanted: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars from transformers: sqtool draws its own."""
-    from transformers.utils import logging
+    """No progress bars from transformers and compressed-tensors, which offer no switch: sqtool draws its own."""
+    import functools
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    from tqdm.std import tqdm  # type: ignore[import-untyped]
+
+    original = tqdm.__init__
+    tqdm.__init__ = functools.partialmethod(original, disable=True)
     try:
         yield
     finally:
-        if shown:
-            logging.enable_progress_bar()
+        tqdm.__init__ = original
 
 
-def _load_model(folder: Path, device: str) -> Any:
+def _dtype(wanted: str, device: str) -> str:
+    """What transformers is told. bf16 matrix products on an x86 CPU without AVX-512 are emulated, slowly."""
+    import torch
+
+    emulated = device == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return "float32" if wanted == "auto" and emulated else wanted
+
+
+def _load(folder: Path, device: str, dtype: str, tokens: Sequence[int]) -> tuple[Any, Head]:
+    """A model ready to run and its output layer, checked on `tokens` (see `check_head`)."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InfrastructureError(
-            f"transformers cannot load {folder}: {error}",
-            remedy="Drift runs in sqtool's own environment; `evaluate.drift: null` leaves it out.",
-        ) from error
-    return model.eval().to(device)
+    with _quiet():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise InfrastructureError(
+                f"transformers cannot load {folder}: {error}",
+                remedy="Drift runs in sqtool's own environment; `evaluate.drift: null` leaves it out.",
+            ) from error
+        model = model.eval().to(device)
+        head = head_of(model)
+        # A packed checkpoint is unpacked by its first forward pass, which this is.
+        check_head(model, head, torch.tensor([list(tokens[:CHECK_TOKENS])], device=device))
+    return model, head
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -111,8 +126,8 @@ def baseline_states(
 ) -> dict[str, Any]:
     """Keep the baseline's final hidden states (after the final norm) for the texts of `evals.texts.load_texts`.
 
-    Writes `out/batch-NNNN.safetensors` (`hidden` [positions, hidden size] in the model's own type, so nothing is
-    lost), `out/head.safetensors` (the output layer) and, last, `out/states.json` (texts, token ids, batches).
+    Writes `out/batch-NNNN.safetensors` (`hidden` [positions, hidden size] in the type of the forward pass, so nothing
+    is lost), `out/head.safetensors` (the output layer) and, last, `out/states.json` (texts, token ids, batches).
     `answers`: records folder of the baseline's evaluation, for items without an expected answer.
     Returns {"texts", "positions", "answer_positions", "bytes"}.
     """
@@ -126,9 +141,7 @@ def baseline_states(
     total = sum(len(text.tokens) for text in texts)
     size = 0
     with torch.inference_mode(), progress.task("drift: baseline states", total=total) as task:
-        network = _load_model(model, device)
-        head = head_of(network)
-        check_head(network, head, _padded([texts[-1]], device)[:, :CHECK_TOKENS])
+        network, head = _load(model, device, _dtype(wanted.dtype, device), texts[-1].tokens)
         for index, group in enumerate(groups):
             states = _predicting(hidden_states(network, _padded(group, device)), group)
             save_file({"hidden": states.cpu().contiguous()}, out / _batch_name(index))
@@ -199,15 +212,14 @@ def drift(
     total = sum(len(text.tokens) for group in groups for text in group)
     columns: list[np.ndarray[Any, np.dtype[Any]]] = []
     with torch.inference_mode(), progress.task("drift: candidate", total=total) as task:
-        network = _load_model(candidate, device)
-        head = head_of(network)
+        # Both sides in one type: what differs then is the quantization alone.
+        network, head = _load(candidate, device, manifest["dtype"], groups[-1][-1].tokens)
         base_head = load_head(states / HEAD_FILE, scale=manifest["scale"], softcap=manifest["softcap"], device=device)
         if head.vocab != base_head.vocab:
             raise UsageError(
                 f"the candidate's vocabulary has {head.vocab} tokens, that of {baseline} has {base_head.vocab}",
                 remedy="A candidate must be made from this baseline.",
             )
-        check_head(network, head, _padded([groups[-1][-1]], device)[:, :CHECK_TOKENS])
         step = max(1, min(wanted.chunk, MAX_LOGITS // head.vocab))
         for index, group in enumerate(groups):
             ours = _predicting(hidden_states(network, _padded(group, device)), group)

@@ -106,6 +106,11 @@ class DriftSpec(Spec):
         gt=0,
         description="Most positions whose logits over the whole vocabulary exist at once (fewer with a large one).",
     )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto",
+        description="Type of the forward passes; auto is the baseline's own, but float32 on a CPU without AVX-512, "
+        "where bfloat16 is several times slower.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the forward passes run.")
 
 

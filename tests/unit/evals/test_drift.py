@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,15 @@ from tests.unit.evals.tiny import save_model
 torch = pytest.importorskip("torch")
 
 from evals.heads import check_head, compare, head_of  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from threads, which on a busy machine wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,15 @@ def project(tmp_path: Path, write_jsonl: Callable[..., Path]) -> Path:
 
 
 def _spec(**changes: Any) -> EvaluateSpec:
-    values = {"items": 10, "prose": "data/prose.jsonl", "batch_tokens": 600, "chunk": 37, "device": "cpu", **changes}
+    values = {
+        "items": 10,
+        "prose": "data/prose.jsonl",
+        "batch_tokens": 600,
+        "chunk": 37,
+        "device": "cpu",
+        "dtype": "bfloat16",
+    }
+    values.update(changes)
     return EvaluateSpec(tasks=("texts", "tools"), drift=DriftSpec.model_validate(values))
 
 
@@ -175,7 +192,7 @@ def test_what_cannot_be_done_is_said(project: Path, base: Path, tmp_path: Path) 
 def test_an_untied_head_and_float32_states(project: Path, tmp_path: Path) -> None:
     model = save_model(tmp_path / "untied", tied=False, dtype="float32")
     other = save_model(tmp_path / "other", tied=False, dtype="float32", seed=3)
-    found, states = _both(project, model, other)
+    found, states = _both(project, model, other, dtype="float32")
     want = _naive(model, other, states)
     assert found["all"]["kl_mean"] == pytest.approx(want["kl"].mean(), rel=1e-4)
     assert found["all"]["kl_p999"] == pytest.approx(np.quantile(want["kl"], 0.999), rel=1e-4)
