@@ -90,6 +90,8 @@ def show_facts(terminal: Terminal, facts: Any) -> None:
         terminal.table(facts.arms.headers, _clean(facts.arms.rows), "Speculative decoding, four arms")
         for line in facts.speculation:
             terminal.say(f"  {line}")
+    for line in facts.unreadable:
+        terminal.say(f"  {_plain(line)}")
     if facts.serve:
         terminal.say(f"\nserve it: {facts.serve}")
 

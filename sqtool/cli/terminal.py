@@ -20,6 +20,7 @@ from sqtool.errors import RecipeError, SqtoolError
 from sqtool.progress import SILENT, Progress
 
 log = logging.getLogger("sqtool")
+log.addHandler(logging.NullHandler())  # without any, Python would print errors to the screen a second time
 
 
 class Terminal:

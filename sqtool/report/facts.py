@@ -6,12 +6,13 @@ Only stages of this run count: a folder whose digest is not the one in run.json 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqtool.report.numbers import signed_points, size, span, value
+from sqtool.errors import DataError
+from sqtool.report.numbers import size, span, value
 from sqtool.runfolder import RunFolder, read_result
 
 HEADLINES = {
@@ -71,6 +72,7 @@ class Facts:
     release: str = ""
     model: str = ""
     recipe: str = ""
+    unreadable: list[str] = field(default_factory=list)
     started: str = ""
     seconds: str = ""
 
@@ -101,16 +103,24 @@ def collect(path: Path) -> Facts:
         seconds=span(state.get("seconds")),
     )
     _add_why(facts, state)
-    if "gate" in folders:
-        add_verdict(facts, folders["gate"] / "verdict.json")
-    _add_saves(facts, results.get("quantize"))
-    _add_coverage(facts, state, folders.get("calibrate"), folder.failed("calibrate"))
-    _add_drift(facts, results.get("evaluate", {}).get("drift"))
-    if "speculate" in results:
-        add_speculation(facts, results["speculate"])
-    _add_measured(facts, results)
     _add_stages(facts, state)
-    _add_release(facts, results.get("release"))
+    parts: dict[str, Callable[[], None]] = {
+        "quantize": lambda: _add_saves(facts, results.get("quantize")),
+        "calibrate": lambda: _add_coverage(facts, state, folders.get("calibrate"), folder.failed("calibrate")),
+        "drift": lambda: _add_drift(facts, results.get("evaluate", {}).get("drift")),
+        "engine": lambda: _add_measured(facts, results),
+        "release": lambda: _add_release(facts, results.get("release"), results.get("gate", {}).get("outcome")),
+    }
+    if "gate" in folders:
+        parts["gate"] = lambda: add_verdict(facts, folders["gate"] / "verdict.json")
+    if "speculate" in results:
+        parts["speculate"] = lambda: add_speculation(facts, results["speculate"])
+    for name, add in parts.items():
+        try:
+            add()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, DataError) as error:
+            # One stage's results in a shape of another version must not hide the verdict.
+            facts.unreadable.append(f"the results of {name} cannot be shown ({type(error).__name__}: {error})")
     return facts
 
 
@@ -135,7 +145,7 @@ def _add_saves(facts: Facts, quantize: Mapping[str, Any] | None) -> None:
         share = (
             f"{100 * (1 - after / before):.0f} % smaller" if after < before else f"{after / before:.2f} times the size"
         )
-        facts.saves.append(f"weights {size(before)} -> {size(after)}, {share}")
+        facts.saves.append(f"weights {size(before)}, now {size(after)}, {share}")
     layers, bits = quantize.get("layers_quantized"), quantize.get("bits_per_weight")
     if layers:
         facts.saves.append(f"{layers} layers quantized" + (f", {bits:.2f} bits per weight in them" if bits else ""))
@@ -210,11 +220,14 @@ def _add_stages(facts: Facts, state: Mapping[str, Any]) -> None:
     facts.stages = Table(("stage", "state", "time", "why", "digest"), tuple(rows))
 
 
-def _add_release(facts: Facts, release: Mapping[str, Any] | None) -> None:
+def _add_release(facts: Facts, release: Mapping[str, Any] | None, verdict: str | None) -> None:
     if not release:
         return
     facts.release = str(release["path"])
-    facts.why.insert(0, f"every gated metric held its margin; published as {release['path']}")
+    held = "every gated metric held its margin"
+    if verdict == "INCONCLUSIVE":
+        held = "the gate could NOT decide, and the recipe allows that (gate.inconclusive: allow)"
+    facts.why.insert(0, f"{held}; published as {release['path']}")
     flags = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     served = next((text for name, text in facts.measured if name == "server flags"), "")
     tools = " " + " ".join(flags) if "--tool-call-parser hermes" in served else ""
@@ -226,13 +239,3 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *notes: str) -> Table:
-    """A `Table` from any sequences."""
-    return Table(tuple(headers), tuple(tuple(row) for row in rows), notes)
-
-
-def points(difference: float) -> str:
-    """A difference of shares in points, with its sign."""
-    return signed_points(difference)

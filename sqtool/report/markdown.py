@@ -17,7 +17,7 @@ _MARKUP = re.compile(
     r"|(?<=[A-Za-z]):(?=//)|(?<=www)\.",  # addresses that a renderer would make links of
     re.IGNORECASE,
 )
-_LIST_START = re.compile(r"^(\s*)([-+=]|\d+(?=[.)]))")
+_LINE_START = re.compile(r"^([-+](?=\s|$)|[-=]+\s*$|\d{1,9}(?=[.)](?:\s|$)))")
 _FENCE = re.compile(r"`{3,}")
 
 
@@ -42,12 +42,12 @@ def inline(text: Any) -> str:
         return str(text)
     flat = " ".join(clean(str(text)).split())
     escaped = _MARKUP.sub(lambda match: "\\" + match.group(), flat)
-    return _LIST_START.sub(_no_list, escaped)
+    return _LINE_START.sub(_no_list, escaped)
 
 
 def _no_list(match: re.Match[str]) -> str:
-    space, mark = match.groups()
-    return f"{space}{mark}\\" if mark.isdigit() else f"{space}\\{mark}"
+    mark = match.group()
+    return f"{mark}\\" if mark.isdigit() else f"\\{mark}"
 
 
 def block(text: Any) -> Raw:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqtool.files import read_json
 from sqtool.report.numbers import percent, signed_points
 
 if TYPE_CHECKING:
@@ -23,13 +24,10 @@ REASONS = {
 
 
 def add_verdict(facts: Facts, path: Path) -> None:
-    """Put the verdict in `path` into the report; does nothing when it cannot be read."""
+    """Put the verdict in `path` into the report."""
     from sqtool.report.facts import Table
 
-    try:
-        verdict = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
+    verdict = read_json(path)
     confidence = 100 * (1 - 2 * verdict["alpha"])
     gated = [m for m in verdict["metrics"] if m["gated"]]
     other = [m for m in verdict["metrics"] if not m["gated"]]
@@ -65,7 +63,7 @@ def _row(metric: Mapping[str, Any]) -> tuple[str, ...]:
         percent(metric["baseline"]),
         percent(metric["candidate"]),
         signed_points(metric["difference"]),
-        f"[{signed_points(metric['lower'])}, {signed_points(metric['upper'])}]",
+        f"{signed_points(metric['lower'])} to {signed_points(metric['upper'])}",
         f"{100 * metric['margin']:.2f}" if metric["gated"] else "",
         str(metric["items"]),
         f"{metric['improved']}/{metric['worsened']}",

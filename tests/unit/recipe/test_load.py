@@ -170,7 +170,11 @@ def test_the_schema_accepts_what_the_model_accepts() -> None:
     schema = json_schema()
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)
-    recipe = {"model": "a/b", "quantize": {"methods": [{"awq": {"scheme": "W4A16"}}]}, "gate": {"metrics": {"a.b": 0.1}}}
+    recipe = {
+        "model": "a/b",
+        "quantize": {"methods": [{"awq": {"scheme": "W4A16"}}]},
+        "gate": {"metrics": {"a.b": 0.1}},
+    }
     assert list(validator.iter_errors(recipe)) == []
     assert list(validator.iter_errors({**recipe, "modell": 1}))
     assert set(schema["properties"]) == set(Recipe.model_fields)

@@ -12,7 +12,9 @@ def messages(text: str) -> list[str]:
 
 
 def test_core_types_and_lines() -> None:
-    document = parse("a: 1\nb:\n  - x\n  - {c: 2.5, d: true}\ne: null\nf: yes\ng: 2026-01-31\nh: 0x1f\ni: 1_000\nj: 1e3\n")
+    document = parse(
+        "a: 1\nb:\n  - x\n  - {c: 2.5, d: true}\ne: null\nf: yes\ng: 2026-01-31\nh: 0x1f\ni: 1_000\nj: 1e3\n"
+    )
     assert document.problems == []
     assert document.value == {
         "a": 1,

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sqtool.errors import DataError
+from sqtool.report import collect, write_report
+
+Make = Callable[..., Path]
+REFUSED = {"message": "the candidate regressed: recall", "remedy": "Look at the items."}
+
+
+def test_released_says_it_first_then_why_and_how_to_serve(make_run: Make) -> None:
+    text = write_report(make_run()).read_text()
+    lines = text.splitlines()
+    assert lines[0] == "# RELEASED: demo"
+    assert lines[2] == "- every gated metric held its margin; published as artifacts/releases/demo/2026-01-01-abc"
+    assert "- weights 29.1 MB, now 10.5 MB, 64 % smaller" in lines
+    assert (
+        "vllm serve artifacts/releases/demo/2026-01-01-abc --enable-auto-tool-choice --tool-call-parser hermes" in lines
+    )
+    assert "| recall.exact_match | 100.00 % | 100.00 % | 0.00 | -0.67 to +0.67 | 2.00 | 400 | 0/0 | PASS |" in lines
+
+
+def test_the_four_arms(make_run: Make) -> None:
+    facts = collect(make_run())
+    assert facts.arms is not None
+    rows = {row[0]: row[1:] for row in facts.arms.rows}
+    assert list(rows) == ["baseline", "quantized only", "speculation only", "both"]
+    assert rows["baseline"][:3] == ("-", "-", "12.3 / 20.5 / 150")
+    assert rows["speculation only"] == ("3", "50.0 %", *["12.3 / 20.5 / 150"] * 3, "600", "160/160", "0")
+    assert rows["both"][-2:] == ("158/160", "0"), "compared with the same weights without speculation"
+    assert "median request against the baseline, as a speed-up: quantization 1.20 times" in facts.speculation[1]
+    assert facts.speculation[0] == "quantizing the target changed the mean accepted length by -0.10"
+    assert facts.acceptance is not None
+    assert facts.acceptance.rows == (("recall", "9", "3", "2.9", "-0.10"),)
+
+
+def test_refused_names_metric_drop_interval_margin_and_shows_items(make_run: Make) -> None:
+    folder = make_run("refused", wrong=80, drop=("speculate", "release"), error=REFUSED)
+    facts = collect(folder)
+    assert facts.headline == "REFUSED"
+    assert facts.why == ["the candidate regressed: recall"]
+    assert facts.metrics is not None
+    (row,) = facts.metrics.rows
+    assert row[:4] == ("recall.exact_match", "100.00 %", "80.00 %", "-20.00")
+    assert row[-1].startswith("REGRESSED: ")
+    assert facts.arms is None
+    assert not facts.serve
+    assert len(facts.worse) == 6
+    assert (facts.worse[0].expected, facts.worse[0].baseline, facts.worse[0].candidate) == ("right", "right", "wrong")
+    text = write_report(folder).read_text()
+    assert "**What to do:** Look at the items." in text
+    assert "vllm serve" not in text
+
+
+def test_a_stage_of_an_older_recipe_does_not_count(make_run: Make) -> None:
+    folder = make_run()
+    state = json.loads((folder / "run.json").read_text())
+    for record in state["stages"]:
+        if record["name"] == "release":
+            record["digest"] = "another"
+    (folder / "run.json").write_text(json.dumps(state))
+    facts = collect(folder)
+    assert not facts.serve
+    assert facts.arms is not None
+
+
+def test_every_early_end_can_be_reported(make_run: Make) -> None:
+    names = ("calibrate", "quantize", "baseline", "evaluate", "gate", "speculate", "release")
+    folder = make_run("failed", drop=names, error={"message": "no such file: a*b", "remedy": ""})
+    text = write_report(folder).read_text()
+    assert text.startswith("# FAILED: demo\n\n- no such file: a\\*b\n")
+    assert "| release | not reached |" in text
+
+
+def test_thin_coverage_is_shown_from_what_the_failed_stage_left(make_run: Make) -> None:
+    names = ("calibrate", "quantize", "baseline", "evaluate", "gate", "speculate", "release")
+    folder = make_run("refused", drop=names, error={"message": "too thin", "remedy": "Add a source."})
+    kept = folder / "failed/calibrate"
+    kept.mkdir(parents=True)
+    coverage = json.loads((folder / "calibrate/coverage.json").read_text())
+    coverage |= {"verdict": "THIN"}
+    coverage["below_minimum"]["kinds"] = [{"name": "lookup", "samples": 1, "needed": 8, "in_pool": 1}]
+    (kept / "coverage.json").write_text(json.dumps(coverage))
+    facts = collect(folder)
+    assert facts.coverage[-1] == "too few of kind lookup: 1 of 8"
+
+
+def test_no_state_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        collect(tmp_path)

@@ -1,0 +1,237 @@
+"""The adapters against the signatures of the library functions that they call: contract doubles bound to the real ones."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibrate.spec import CalibrateSpec
+from evals.spec import EngineSpec, EvaluateSpec
+from quantize.spec import QuantizeSpec
+from sqtool.errors import DataError, InconclusiveError, RegressedError, UsageError
+from sqtool.files import digest_folder, write_json
+from sqtool.gate.spec import GateSpec
+from sqtool.release.spec import ReleaseSpec
+from sqtool.speculate.spec import SpeculateSpec
+from sqtool.stages import baseline, calibrate, evaluate, gate, quantize, release, speculate
+from sqtool.stages.contract import Inputs
+from sqtool.stages.table import STAGES
+
+AWQ = QuantizeSpec.model_validate({"methods": [{"awq": {}}]})
+FP8 = QuantizeSpec.model_validate({"methods": [{"fp8": {}}]})
+FINISHED = QuantizeSpec(checkpoint="some/where")
+
+
+class Double:
+    """Takes the place of a library function; calls must fit the real function's signature."""
+
+    def __init__(self, real: Callable[..., Any], result: Any, does: Callable[..., None] | None = None) -> None:
+        self.signature, self.result, self.does = inspect.signature(real), result, does
+        self.arguments: dict[str, Any] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self.signature.bind(*args, **kwargs)
+        self.arguments = bound.arguments
+        if self.does is not None:
+            self.does(**bound.arguments)
+        return self.result
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Double]:
+    def make(where: str, result: Any, does: Callable[..., None] | None = None) -> Double:
+        module, _, name = where.partition(":")
+        fake = Double(getattr(import_module(module), name), result, does)
+        monkeypatch.setattr(import_module(module), name, fake)
+        return fake
+
+    return make
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Inputs:
+    for name in ("model", "draft", "candidate"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"vocab_size": 8}')
+    folders = {}
+    for name in ("calibrate", "quantize", "baseline", "evaluate", "gate", "speculate"):
+        folders[name] = tmp_path / "run" / name
+        folders[name].mkdir(parents=True)
+    return Inputs(
+        model=tmp_path / "model",
+        draft=tmp_path / "draft",
+        seed=7,
+        folders=folders,
+        root=tmp_path,
+        candidate=tmp_path / "candidate",
+        sections={
+            "engine": EngineSpec(),
+            "quantize": AWQ,
+            "calibrate": CalibrateSpec(),
+            "evaluate": EvaluateSpec(tasks=("t",), drift=None),
+        },
+        recipe={"name": "mine", "text": "name: mine\n", "model": "model", "resolved": {}},
+    )
+
+
+def out_of(tmp_path: Path) -> Path:
+    out = tmp_path / "out.tmp"
+    out.mkdir()
+    return out
+
+
+def test_the_table_names_modules_and_packages_that_exist() -> None:
+    seen: set[str] = set()
+    for stage in STAGES:
+        assert callable(import_module(stage.module).run)
+        assert set(stage.needs) <= seen, "a stage needs earlier ones only"
+        seen.add(stage.name)
+        for package in stage.code:
+            import_module(package)
+
+
+def test_calibrate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
+    fake = double("calibrate.build:build", {"samples": 3})
+    assert calibrate.run(CalibrateSpec(), inputs, out_of(tmp_path)).summary == {"samples": 3}
+    assert (fake.arguments["seed"], fake.arguments["root"]) == (7, tmp_path)
+
+
+def test_calibrate_is_skipped_where_nobody_looks_at_data(inputs: Inputs) -> None:
+    assert calibrate.skip(CalibrateSpec(), inputs) == ""
+    for spec, words in ((FP8, "no method"), (FINISHED, "finished checkpoint")):
+        other = Inputs(**{**vars(inputs), "sections": {"quantize": spec}})
+        assert words in calibrate.skip(CalibrateSpec(), other)
+    assert quantize.skip(FINISHED, inputs)
+    assert not quantize.skip(AWQ, inputs)
+
+
+def test_calibration_sources_are_data_and_must_exist(inputs: Inputs, tmp_path: Path) -> None:
+    spec = CalibrateSpec.model_validate({"sources": [{"path": "pool.jsonl"}]})
+    with pytest.raises(DataError, match="no such calibration file"):
+        calibrate.data_files(spec, inputs)
+    (tmp_path / "pool.jsonl").write_text("x" * 399 + "\n")
+    assert calibrate.data_files(spec, inputs) == [tmp_path / "pool.jsonl"]
+    assert calibrate.expected_tokens(spec, inputs) == spec.num_calibration_samples * 100
+
+
+def test_quantize(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
+    fake = double("quantize.run:quantize", {"bytes_after": 1})
+    assert quantize.run(AWQ, inputs, out_of(tmp_path)).summary == {"bytes_after": 1}
+    assert fake.arguments["calibration"] == inputs.folders["calibrate"]
+    skipped = Inputs(**{**vars(inputs), "folders": {}})
+    quantize.run(FP8, skipped, tmp_path / "out.tmp")
+    assert fake.arguments["calibration"] is None
+
+
+def test_baseline_and_evaluate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
+    asked = double("evals.run:evaluate", {"tasks": {}})
+    states = double("evals.drift:baseline_states", {"texts": 1})
+    drift = double("evals.drift:drift", {"texts": 1})
+    out = out_of(tmp_path)
+    assert baseline.run(EvaluateSpec(), inputs, out).summary == {"tasks": {}, "states": {"texts": 1}}
+    assert asked.arguments["model"] == inputs.model
+    assert states.arguments["out"] == out / "states"
+    summary = evaluate.run(EvaluateSpec(), inputs, out).summary
+    assert asked.arguments["model"] == inputs.candidate
+    assert drift.arguments["states"] == inputs.folders["baseline"] / "states"
+    assert summary["candidate_digest"] == digest_folder(tmp_path / "candidate")
+    assert "drift" not in evaluate.run(EvaluateSpec(drift=None), inputs, out).summary
+
+
+def test_speculate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
+    fake = double("sqtool.speculate.run:speculate", {"arms": {}})
+    assert speculate.run(SpeculateSpec(), inputs, out_of(tmp_path)).summary == {"arms": {}}
+    assert (fake.arguments["baseline"], fake.arguments["candidate"]) == (inputs.model, inputs.candidate)
+    assert speculate.skip(SpeculateSpec(enabled=False), inputs)
+    alone = Inputs(**{**vars(inputs), "draft": None})
+    assert speculate.skip(SpeculateSpec(), alone) == "the recipe has no draft model"
+    assert not speculate.skip(SpeculateSpec(method="ngram"), alone)
+    assert not speculate.skip(SpeculateSpec(method="draft_model"), alone), "asked for by name, it must be an error"
+
+
+def test_release(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
+    (inputs.folders["calibrate"] / "coverage.json").write_text("{}")
+    fake = double("sqtool.release.publish:publish", {"path": "artifacts/releases/mine/1"})
+    result = release.run(ReleaseSpec(), inputs, out_of(tmp_path))
+    given = fake.arguments
+    assert (given["spec"].name, given["recipe_text"]) == ("mine", "name: mine\n")
+    assert list(given["extras"]) == ["coverage.json"]
+    assert given["records"] == (inputs.folders["baseline"] / "records", inputs.folders["evaluate"] / "records")
+    assert release.stale(result.summary, inputs) == "the release artifacts/releases/mine/1 is gone"
+
+
+def records(folder: Path, scores: list[float], digest: str = "d" * 64) -> None:
+    (folder / "records").mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"task": "t", "id": f"i{n}", "kind": "k", "scores": {"exact_match": s}, "output": {"text": f"said {n}"}}
+        for n, s in enumerate(scores)
+    ]
+    (folder / "records" / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {"engine": {"engine": "vllm", "start_seconds": len(scores)}, "candidate_digest": digest}
+    write_json(folder / "result.json", {"summary": summary})
+
+
+@pytest.mark.parametrize(
+    ("candidate", "outcome"),
+    [([1.0] * 400, "PASS"), ([0.0] * 100 + [1.0] * 300, "REGRESSED"), ([0.0] * 4 + [1.0] * 396, "INCONCLUSIVE")],
+)
+def test_gate_judges_and_stops_what_it_must(inputs: Inputs, tmp_path: Path, candidate: Any, outcome: str) -> None:
+    """The real gate, on records made up."""
+    records(inputs.folders["baseline"], [1.0] * 400)
+    records(inputs.folders["evaluate"], candidate)
+    spec = GateSpec.model_validate({"metrics": {"t.exact_match": 0.02}})
+    out = out_of(tmp_path)
+    summary = gate.run(spec, inputs, out).summary
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert summary["outcome"] == verdict["outcome"] == outcome
+    assert verdict["bindings"]["candidate_digest"] == "d" * 64
+    assert "start_seconds" not in verdict["bindings"]["engine"], "it differs from run to run and measures nothing"
+    assert summary["deciding"][0].startswith("t.exact_match: 100.00 % -> ")
+    if outcome == "PASS":
+        gate.check(spec, summary)
+        return
+    with pytest.raises(RegressedError if outcome == "REGRESSED" else InconclusiveError) as caught:
+        gate.check(spec, summary)
+    assert "margin 2.00 points" in str(caught.value)
+    allowed = GateSpec.model_validate({"metrics": {"t.exact_match": 0.02}, "inconclusive": "allow"})
+    if outcome == "INCONCLUSIVE":
+        gate.check(allowed, summary)
+    else:
+        with pytest.raises(RegressedError):
+            gate.check(allowed, summary)
+
+
+def test_gate_preflight_knows_the_tasks(inputs: Inputs, tmp_path: Path) -> None:
+    folder = tmp_path / "evals/tasks"
+    folder.mkdir(parents=True)
+    (folder / "t.yaml").write_text("task: other\nitems: t.jsonl\nscorer: exact_match\n")
+    with pytest.raises(UsageError) as caught:
+        gate.preflight(GateSpec.model_validate({"metrics": {"othr.exact_match": 0.02}}), inputs)
+    assert caught.value.remedy == "did you mean 'other'?"
+    gate.preflight(GateSpec.model_validate({"metrics": {"other.exact_match": 0.02}}), inputs)
+
+
+def test_evaluation_data_are_the_task_files_and_their_items(inputs: Inputs, tmp_path: Path) -> None:
+    folder = tmp_path / "evals/tasks"
+    folder.mkdir(parents=True)
+    (folder / "t.yaml").write_text("task: t\nitems: data/t.jsonl\nscorer: exact_match\n")
+    spec = EvaluateSpec(tasks=("t",))
+    with pytest.raises(DataError, match="no such file"):
+        baseline.data_files(spec, inputs)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/t.jsonl").write_text("")
+    assert baseline.data_files(spec, inputs) == [folder / "t.yaml", tmp_path / "data/t.jsonl"]
+    named = EvaluateSpec.model_validate({"tasks": ["t"], "drift": {"prose": "gone.jsonl"}})
+    with pytest.raises(DataError, match="gone.jsonl"):
+        baseline.data_files(named, inputs)
+
+
+def test_fingerprint_never_raises(inputs: Inputs, tmp_path: Path) -> None:
+    nowhere = Inputs(**{**vars(inputs), "sections": {"engine": EngineSpec(env=str(tmp_path / "none"))}})
+    assert baseline.fingerprint(EvaluateSpec(), nowhere) == {"vllm": "absent"}
