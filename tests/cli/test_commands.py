@@ -98,7 +98,7 @@ def test_json_is_one_document_whatever_happens(sqtool_: Sqtool, fake_job: FakeJo
         assert said.code == code
         assert said.json["exit_code"] == code
         assert said.json["report"] == "artifacts/runs/demo/report.md"
-        assert [stage["name"] for stage in said.json["stages"]][0] == "calibrate"
+        assert said.json["stages"][0]["name"] == "calibrate"
 
 
 def test_quiet_and_log_file(sqtool_: Sqtool, fake_job: FakeJob, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The adapters against the signatures of the library functions that they call: contract doubles bound to the real ones."""
+"""The adapters against the library functions that they call: contract doubles, bound to the real signatures."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_evaluation_data_are_the_task_files_and_their_items(inputs: Inputs, tmp_
     (tmp_path / "data/t.jsonl").write_text("")
     assert baseline.data_files(spec, inputs) == [folder / "t.yaml", tmp_path / "data/t.jsonl"]
     named = EvaluateSpec.model_validate({"tasks": ["t"], "drift": {"prose": "gone.jsonl"}})
-    with pytest.raises(DataError, match="gone.jsonl"):
+    with pytest.raises(DataError, match=r"gone\.jsonl"):
         baseline.data_files(named, inputs)
 
 
