@@ -50,12 +50,14 @@ def _device(wanted: str) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars from transformers and compressed-tensors, which offer no switch: sqtool draws its own."""
-    import functools
-
     from tqdm.std import tqdm  # type: ignore[import-untyped]
 
     original = tqdm.__init__
-    tqdm.__init__ = functools.partialmethod(original, disable=True)
+
+    def silent(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **{**kwargs, "disable": True})
+
+    tqdm.__init__ = silent
     try:
         yield
     finally:
