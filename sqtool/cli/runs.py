@@ -58,7 +58,8 @@ def show_outcome(terminal: Terminal, job: Job, outcome: RunOutcome) -> None:
     if terminal.settings.json:
         terminal.json(as_json(job, outcome))
     facts = collect(outcome.folder.path)
-    show_facts(terminal, facts)
+    # What stopped the run is said once, on stderr.
+    show_facts(terminal, facts, why=outcome.error is None)
     terminal.say(f"\nreport: {job.shown(outcome.folder.report)}")
     for error in outcome.problems or ([outcome.error] if outcome.error is not None else []):
         show_error(error)
@@ -76,12 +77,12 @@ def show_note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def show_facts(terminal: Terminal, facts: Any) -> None:
+def show_facts(terminal: Terminal, facts: Any, *, why: bool = True) -> None:
     """The report's head and tables in the terminal."""
     if terminal.settings.json:
         return
     terminal.say(f"{facts.headline}: {facts.name}" + (f" ({facts.seconds})" if facts.seconds else ""))
-    for line in (*facts.why, *facts.saves):
+    for line in (*(facts.why if why else ()), *facts.saves):
         terminal.say(f"  {_plain(line)}")
     for title, table in (("Quality", facts.metrics), ("Slices that did not hold", facts.slices)):
         if table:

@@ -16,7 +16,7 @@ from typing import IO, Any
 import click
 
 from sqtool.cli.options import Settings
-from sqtool.errors import RecipeError, SqtoolError
+from sqtool.errors import EXIT_CANCELLED, EXIT_INCONCLUSIVE, EXIT_REFUSED, RecipeError, SqtoolError
 from sqtool.progress import SILENT, Progress
 
 log = logging.getLogger("sqtool")
@@ -144,11 +144,31 @@ def show_error(error: SqtoolError, details: str = "") -> None:
         head = f"the recipe has {count} problem{'s' if count != 1 else ''}:"
         click.echo(f"Error: {head}\n{_indented(error.message)}", err=True)
     else:
-        click.echo(f"Error: {error.message}", err=True)
+        click.echo(f"{_word(error)}: {error.message}", err=True)
     if error.remedy:
         click.echo(f"  {error.remedy}", err=True)
     if details:
         click.echo(f"  {details}", err=True)
+
+
+def _word(error: SqtoolError) -> str:
+    """A refusal is a result, not an error."""
+    words = {EXIT_REFUSED: "Refused", EXIT_INCONCLUSIVE: "Inconclusive", EXIT_CANCELLED: "Cancelled"}
+    return words.get(error.exit_code, "Error")
+
+
+def error_json(error: SqtoolError) -> dict[str, Any]:
+    """An error that came before there was any result, as the one JSON document."""
+    value: dict[str, Any] = {
+        "exit_code": error.exit_code,
+        "error": {"type": type(error).__name__, "message": error.message, "remedy": error.remedy},
+    }
+    if isinstance(error, RecipeError):
+        value["problems"] = [
+            {"file": error.path, "line": p.line, "field": p.field, "message": p.message, "hint": p.hint}
+            for p in error.problems
+        ]
+    return value
 
 
 def show_unexpected(error: BaseException) -> None:

@@ -120,9 +120,12 @@ def find_model(
                 f"{what}: {place} is no model folder: it has no config.json",
                 remedy="Give a Hugging Face folder: config.json, *.safetensors, the tokenizer's files.",
             )
-    if HUB_ID.match(text) and not path.is_absolute():
+    # A folder `owner` here means that a path was meant, and mistyped; its name is nobody else's business.
+    if HUB_ID.match(text) and not any(place.parent.is_dir() for place in places):
         return _from_hub(text, revision, what, progress)
-    raise UsageError(f"{what}: no such folder: {places[0]}", remedy=_near(places[0]))
+    raise UsageError(
+        f"{what}: no such folder: {places[0]}", remedy=_near(next((p for p in places if p.parent.is_dir()), places[0]))
+    )
 
 
 def _near(path: Path) -> str:

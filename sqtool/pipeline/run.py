@@ -335,7 +335,8 @@ def as_sqtool_error(error: BaseException) -> SqtoolError:
     if isinstance(error, SqtoolError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return CancelledError("cancelled; finished stages stay", remedy="Run the same command to go on from there.")
+        message = "finished stages stay, the one in progress was discarded"
+        return CancelledError(message, remedy="Run the same command to go on from there.")
     if isinstance(error, MemoryError):
         return InfrastructureError(
             "out of memory", remedy="Lower quantize.batch_size or calibrate.max_seq_length, or use a larger machine."

@@ -46,7 +46,7 @@ def test_a_stricter_gate_leaves_no_older_release_stage_beside_it(tmp_path: Path)
         ("exit", 4, "failed", "SystemExit"),
         ("disk", 4, "failed", "the disk is full"),
         ("memory", 4, "failed", "out of memory"),
-        ("interrupt", 130, "cancelled", "cancelled"),
+        ("interrupt", 130, "cancelled", "discarded"),
     ],
 )
 def test_failures(tmp_path: Path, fail: str, code: int, outcome: str, words: str) -> None:

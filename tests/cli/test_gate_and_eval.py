@@ -1,0 +1,143 @@
+"""`gate` and `eval`: the real gate and pipeline; only the engine is a contract double that answers from a table."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import evals.run
+from sqtool.runfolder import RunFolder
+from tests.cli.conftest import Sqtool
+
+ITEMS = 400
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
+    """`project(wrong)`: two models and a task; the candidate answers `wrong` of 400 items wrong. Returns calls."""
+    for name in ("bf16", "w4a16"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.json").write_text("{}")
+        (tmp_path / "models" / name / "model.safetensors").write_text(name)
+    (tmp_path / "evals/tasks").mkdir(parents=True)
+    (tmp_path / "evals/tasks/quiz.yaml").write_text("task: quiz\nitems: quiz.jsonl\nscorer: exact_match\n")
+    items = [
+        {
+            "id": f"q{n}",
+            "kind": "quiz",
+            "messages": [{"role": "user", "content": f"{n}?"}],
+            "expected": {"text": str(n)},
+        }
+        for n in range(ITEMS)
+    ]
+    (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    asked: list[str] = []
+    signature = inspect.signature(evals.run.evaluate)
+
+    def use(wrong: int) -> list[str]:
+        def evaluate(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            given = signature.bind(*args, **kwargs).arguments
+            model, out = given["model"], given["out"]
+            asked.append(model.name)
+            bad = wrong if model.name == "w4a16" else 0
+            (out / "records").mkdir()
+            lines = [
+                {
+                    "task": "quiz",
+                    "id": f"q{n}",
+                    "kind": "quiz",
+                    "scores": {"exact_match": float(n >= bad)},
+                    "output": {},
+                }
+                for n in range(ITEMS)
+            ]
+            (out / "records/quiz.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            mean = {"n": ITEMS, "metrics": {"exact_match": 1 - bad / ITEMS}}
+            return {"engine": {"engine": "vllm"}, "tasks": {"quiz": {**mean, "by_kind": {"quiz": mean}}}}
+
+        monkeypatch.setattr(evals.run, "evaluate", evaluate)
+        return asked
+
+    for name in ("baseline", "evaluate"):
+        monkeypatch.setattr(f"sqtool.stages.{name}.engine_preflight", lambda _: None)
+    return use
+
+
+GATE = ("gate", "--baseline", "models/bf16", "--candidate", "models/w4a16", "--task", "quiz")
+
+
+@pytest.mark.parametrize(("wrong", "code", "headline"), [(0, 0, "PASSED"), (80, 1, "REFUSED"), (4, 3, "INCONCLUSIVE")])
+def test_gate_without_a_recipe(
+    sqtool_: Sqtool, project: Callable[[int], list[str]], wrong: int, code: int, headline: str
+) -> None:
+    asked = project(wrong)
+    said = sqtool_(*GATE)
+    assert said.code == code, said.err
+    assert said.out.startswith(headline)
+    assert "quiz.exact_match" in said.out
+    assert asked == ["bf16", "w4a16"]
+    again = sqtool_(*GATE, "--json")
+    assert (again.code, asked) == (code, ["bf16", "w4a16"]), "the second time from the cache"
+    assert again.json["results"]["gate"]["outcome"] in ("PASS", "REGRESSED", "INCONCLUSIVE")
+
+
+def test_gate_again_from_records_alone(sqtool_: Sqtool, project: Callable[[int], list[str]], tmp_path: Path) -> None:
+    asked = project(4)
+    assert sqtool_(*GATE).code == 3
+    (run,) = (path.name for path in (tmp_path / "artifacts/runs").iterdir())
+    assert run.startswith("gate-w4a16-")
+    before = RunFolder.of(tmp_path, run).run_json.read_text()
+    said = sqtool_("gate", run)
+    assert said.code == 3
+    line = said.out.splitlines()[1]
+    assert line.startswith("  quiz.exact_match: 100.00 % -> 99.00 %, dropped 1.00 points, interval [")
+    assert sqtool_("gate", run, "--margin", "0.05").code == 0
+    assert sqtool_("gate", run, "--json", "--margin", "0.05").json["outcome"] == "PASS"
+    assert RunFolder.of(tmp_path, run).run_json.read_text() == before, "nothing is written"
+    assert asked == ["bf16", "w4a16"]
+
+
+def test_gate_says_what_is_wrong(sqtool_: Sqtool, project: Callable[[int], list[str]]) -> None:
+    project(0)
+    same = sqtool_("gate", "--baseline", "models/bf16", "--candidate", "models/bf16", "--task", "quiz")
+    assert (same.code, "the same folder" in same.err) == (2, True)
+    gone = sqtool_("gate", "--baseline", "models/bf16", "--candidate", "models/w4a61", "--task", "quiz")
+    assert gone.code == 2
+    assert "Did you mean 'w4a16'?" in gone.err
+    task = sqtool_(*GATE[:-1], "quizz")
+    assert task.code == 2
+    assert "quiz" in task.err
+    assert sqtool_(*GATE, "--task", "quiz").code == 2
+    nothing = sqtool_("gate", "nothing")
+    assert nothing.code == 2
+
+
+def test_eval_of_one_model(sqtool_: Sqtool, project: Callable[[int], list[str]]) -> None:
+    asked = project(40)
+    said = sqtool_("eval", "--model", "models/w4a16", "--task", "quiz")
+    assert said.code == 0, said.err
+    row = next(line.split() for line in said.out.splitlines() if line.split()[:1] == ["quiz"])
+    assert row == ["quiz", "all", "exact_match", "400", "90.00", "%"]
+    assert "records: artifacts/cache/baseline-" in said.out
+    assert sqtool_("eval", "--model", "models/w4a16", "--task", "quiz").code == 0
+    assert asked == ["w4a16"]
+
+
+def test_an_evaluated_model_is_the_gates_baseline(sqtool_: Sqtool, project: Callable[[int], list[str]]) -> None:
+    asked = project(0)
+    assert sqtool_("eval", "--model", "models/bf16", "--task", "quiz").code == 0
+    assert sqtool_(*GATE).code == 0
+    assert asked == ["bf16", "w4a16"]
+
+
+def test_json_errors_before_there_is_a_result(sqtool_: Sqtool, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("modell: x\n")
+    said = sqtool_("quantize", "bad.yaml", "--json")
+    assert said.code == said.json["exit_code"] == 2
+    assert said.json["problems"][0]["field"] in ("modell", "quantize")
+    assert said.json["error"]["type"] == "RecipeError"
