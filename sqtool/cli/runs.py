@@ -84,6 +84,8 @@ def show_facts(terminal: Terminal, facts: Any, *, why: bool = True) -> None:
     terminal.say(f"{facts.headline}: {facts.name}" + (f" ({facts.seconds})" if facts.seconds else ""))
     for line in (*(facts.why if why else ()), *facts.saves):
         terminal.say(f"  {_plain(line)}")
+    for line in facts.caveats:
+        terminal.say(f"  note: {_plain(line)}")
     for title, table in (("Quality", facts.metrics), ("Slices that did not hold", facts.slices)):
         if table:
             terminal.table(table.headers, _clean(table.rows), title)

@@ -59,6 +59,8 @@ class Facts:
     metrics: Table | None = None
     slices: Table | None = None
     worse: list[WorseItem] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
+    """What a reader must know to read the figures rightly."""
     saves: list[str] = field(default_factory=list)
     coverage: list[str] = field(default_factory=list)
     coverage_table: Table | None = None
@@ -104,6 +106,7 @@ def collect(path: Path) -> Facts:
     )
     _add_why(facts, state)
     _add_stages(facts, state)
+    _add_served(facts, results)
     parts: dict[str, Callable[[], None]] = {
         "quantize": lambda: _add_saves(facts, results.get("quantize")),
         "calibrate": lambda: _add_coverage(facts, state, folders.get("calibrate"), folder.failed("calibrate")),
@@ -137,6 +140,18 @@ def _add_why(facts: Facts, state: Mapping[str, Any]) -> None:
         facts.why.append(f"the run ended at `{state.get('until')}`, before the gate")
 
 
+def _add_served(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """A measurement that is not of the checkpoint's own bytes says so at the top."""
+    served = results.get("evaluate", {}).get("served") or {}
+    if served.get("why"):
+        facts.caveats.append(
+            f"measured {served['as']} ({served['why']}): quality is the checkpoint's, for it has the same values; "
+            "latency and speed-up here are not"
+        )
+    if results.get("quantize", {}).get("simulated"):
+        facts.caveats.append("simulated: low-bit values in 16-bit weights, neither smaller nor faster")
+
+
 def _add_saves(facts: Facts, quantize: Mapping[str, Any] | None) -> None:
     if quantize is None:
         return
@@ -149,8 +164,6 @@ def _add_saves(facts: Facts, quantize: Mapping[str, Any] | None) -> None:
     layers, bits = quantize.get("layers_quantized"), quantize.get("bits_per_weight")
     if layers:
         facts.saves.append(f"{layers} layers quantized" + (f", {bits:.2f} bits per weight in them" if bits else ""))
-    if quantize.get("simulated"):
-        facts.saves.append("simulated: low-bit values in 16-bit weights, neither smaller nor faster")
 
 
 def _add_coverage(facts: Facts, state: Mapping[str, Any], folder: Path | None, failed: Path) -> None:

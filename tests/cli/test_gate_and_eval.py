@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import evals.run
+from evals.engine_env import VllmEnv
 from sqtool.runfolder import RunFolder
 from tests.cli.conftest import Sqtool
 
@@ -63,6 +64,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
         monkeypatch.setattr(evals.run, "evaluate", evaluate)
         return asked
 
+    env = VllmEnv(tmp_path, tmp_path / "vllm", "cpu", "0.32.0+cpu")
+    monkeypatch.setattr("evals.engine_env.locate", lambda _: env)
     for name in ("baseline", "evaluate"):
         monkeypatch.setattr(f"sqtool.stages.{name}.engine_preflight", lambda _: None)
     return use
