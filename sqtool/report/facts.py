@@ -15,6 +15,8 @@ from sqtool.errors import DataError
 from sqtool.report.numbers import size, span, value
 from sqtool.runfolder import RunFolder, read_result
 
+AS_STORED = "as stored"
+"""What the engine's facts say of weights that are served in the checkpoint's own form."""
 HEADLINES = {
     "released": "RELEASED",
     "passed": "PASSED",
@@ -106,7 +108,7 @@ def collect(path: Path) -> Facts:
     )
     _add_why(facts, state)
     _add_stages(facts, state)
-    _add_served(facts, results)
+    _add_caveats(facts, results)
     parts: dict[str, Callable[[], None]] = {
         "quantize": lambda: _add_saves(facts, results.get("quantize")),
         "calibrate": lambda: _add_coverage(facts, state, folders.get("calibrate"), folder.failed("calibrate")),
@@ -140,13 +142,13 @@ def _add_why(facts: Facts, state: Mapping[str, Any]) -> None:
         facts.why.append(f"the run ended at `{state.get('until')}`, before the gate")
 
 
-def _add_served(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> None:
+def _add_caveats(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> None:
     """A measurement that is not of the checkpoint's own bytes says so at the top."""
-    served = results.get("evaluate", {}).get("served") or {}
-    if served.get("why"):
+    weights = str(results.get("evaluate", {}).get("engine", {}).get("weights") or AS_STORED)
+    if weights != AS_STORED:
         facts.caveats.append(
-            f"measured {served['as']} ({served['why']}): quality is the checkpoint's, for it has the same values; "
-            "latency and speed-up here are not"
+            f"the candidate was served {weights}. Its answers are the checkpoint's, for the values are the same; its "
+            "latency here is not"
         )
     if results.get("quantize", {}).get("simulated"):
         facts.caveats.append("simulated: low-bit values in 16-bit weights, neither smaller nor faster")
@@ -216,6 +218,7 @@ def _add_measured(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> Non
     rows = [
         ("engine", f"{engine.get('engine', '')} {engine.get('version', '')}".strip()),
         ("device", str(engine.get("device", ""))),
+        ("candidate's weights", str(engine.get("weights", ""))),
         ("kernels", ", ".join(engine.get("kernels", []))),
         ("attention", ", ".join(engine.get("attention", []))),
         ("dtype", str(engine.get("dtype", ""))),

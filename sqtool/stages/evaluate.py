@@ -11,7 +11,6 @@ from sqtool.stages.baseline import STATES
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.measuring import engine_fingerprint, engine_preflight, evaluation_estimate, task_files
 from sqtool.stages.sections import engine_section
-from sqtool.stages.serving import servable
 
 
 def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
@@ -21,17 +20,16 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
 
     assert inputs.candidate is not None
     digest = digest_folder(inputs.candidate)
-    with servable(inputs, out) as served:
-        summary = evaluate(
-            spec,
-            engine_section(inputs),
-            model=served.folder,
-            root=inputs.root,
-            out=out,
-            progress=inputs.progress,
-            seed=inputs.seed,
-        )
-    summary = {**summary, "candidate_digest": digest, "served": served.summary}
+    summary = evaluate(
+        spec,
+        engine_section(inputs),
+        model=inputs.candidate,
+        root=inputs.root,
+        out=out,
+        progress=inputs.progress,
+        seed=inputs.seed,
+    )
+    summary = {**summary, "candidate_digest": digest}
     if spec.drift is not None:
         summary["drift"] = drift(
             spec,

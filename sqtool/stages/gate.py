@@ -53,7 +53,6 @@ def bindings_of(baseline: Path, candidate: Path) -> dict[str, Any]:
         "engine": engines["candidate"],
         "baseline_engine": engines["baseline"],
         "candidate_digest": sides["candidate"]["candidate_digest"],
-        "candidate_served": sides["candidate"].get("served", {}),
     }
 
 

@@ -10,7 +10,6 @@ from sqtool.speculate.spec import SpeculateSpec
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.measuring import START_SECONDS, engine_fingerprint, engine_preflight
 from sqtool.stages.sections import engine_section
-from sqtool.stages.serving import servable
 
 ARMS = 4
 REQUESTS_PER_SECOND = 5.0
@@ -21,19 +20,19 @@ def run(spec: SpeculateSpec, inputs: Inputs, out: Path) -> StageResult:
     """Measure the four arms into `out/speculate.json`."""
     from sqtool.speculate.run import speculate
 
-    with servable(inputs, out) as served:
-        summary = speculate(
-            spec,
-            engine_section(inputs),
-            baseline=inputs.model,
-            candidate=served.folder,
-            draft=inputs.draft,
-            root=inputs.root,
-            out=out,
-            progress=inputs.progress,
-            seed=inputs.seed,
-        )
-    return StageResult({**summary, "served": served.summary})
+    assert inputs.candidate is not None
+    summary = speculate(
+        spec,
+        engine_section(inputs),
+        baseline=inputs.model,
+        candidate=inputs.candidate,
+        draft=inputs.draft,
+        root=inputs.root,
+        out=out,
+        progress=inputs.progress,
+        seed=inputs.seed,
+    )
+    return StageResult(summary)
 
 
 def skip(spec: SpeculateSpec, inputs: Inputs) -> str:

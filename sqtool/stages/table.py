@@ -51,7 +51,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "evaluate", ("evaluate", "engine"), ("quantize", "baseline"), "sqtool.stages.evaluate",
-        code=("evals", "sqtool.stages.serving"), reads=("candidate",), tools=_HF,
+        code=("evals"), reads=("candidate",), tools=_HF,
     ),
     Stage(
         "gate", ("gate",), ("baseline", "evaluate"), "sqtool.stages.gate",
@@ -59,7 +59,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "speculate", ("speculate", "engine"), ("quantize",), "sqtool.stages.speculate",
-        code=("sqtool.speculate", "evals", "sqtool.stages.serving"), reads=("model", "draft", "candidate"),
+        code=("sqtool.speculate", "evals"), reads=("model", "draft", "candidate"),
     ),
     Stage(
         "release", ("release",), ("calibrate", "quantize", "baseline", "evaluate", "gate", "speculate"),

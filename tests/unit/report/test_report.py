@@ -57,6 +57,17 @@ def test_refused_names_metric_drop_interval_margin_and_shows_items(make_run: Mak
     assert "vllm serve" not in text
 
 
+def test_weights_served_in_another_form_are_said_at_the_top(make_run: Make) -> None:
+    folder = make_run()
+    assert collect(folder).caveats == []
+    path = folder / "evaluate/result.json"
+    result = json.loads(path.read_text())
+    result["summary"]["engine"]["weights"] = "unpacked to 16 bits: no kernel"
+    path.write_text(json.dumps(result))
+    line = write_report(folder).read_text().splitlines()[3]
+    assert line.startswith("- **Note:** the candidate was served unpacked to 16 bits: no kernel.")
+
+
 def test_a_stage_of_an_older_recipe_does_not_count(make_run: Make) -> None:
     folder = make_run()
     state = json.loads((folder / "run.json").read_text())

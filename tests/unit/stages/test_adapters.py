@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from calibrate.spec import CalibrateSpec
-from evals.engine_env import VllmEnv
 from evals.spec import EngineSpec, EvaluateSpec
 from quantize.spec import QuantizeSpec
 from sqtool.errors import DataError, InconclusiveError, RegressedError, UsageError
@@ -53,13 +52,6 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Double]:
         return fake
 
     return make
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An environment with vLLM's CPU build, on any machine."""
-    env = VllmEnv(tmp_path / "env", tmp_path / "env/bin/vllm", "cpu", "0.32.0+cpu")
-    monkeypatch.setattr("evals.engine_env.locate", lambda _: env)
 
 
 @pytest.fixture
@@ -137,7 +129,7 @@ def test_quantize(double: Callable[..., Double], inputs: Inputs, tmp_path: Path)
     assert fake.arguments["calibration"] is None
 
 
-def test_baseline_and_evaluate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path, engine: None) -> None:
+def test_baseline_and_evaluate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
     asked = double("evals.run:evaluate", {"tasks": {}})
     states = double("evals.drift:baseline_states", {"texts": 1})
     drift = double("evals.drift:drift", {"texts": 1})
@@ -152,41 +144,9 @@ def test_baseline_and_evaluate(double: Callable[..., Double], inputs: Inputs, tm
     assert "drift" not in evaluate.run(EvaluateSpec(drift=None), inputs, out).summary
 
 
-def packed(folder: Path) -> None:
-    """A config that vLLM's CPU build has no kernel for anywhere (8-bit packed weights)."""
-    group = {"weights": {"num_bits": 8, "type": "int"}, "input_activations": None}
-    write_json(folder / "config.json", {"quantization_config": {"config_groups": {"group_0": group}}})
-
-
-def test_a_format_without_a_kernel_is_measured_unpacked_and_says_so(
-    double: Callable[..., Double], inputs: Inputs, tmp_path: Path, engine: None
-) -> None:
-    assert inputs.candidate is not None
-    packed(inputs.candidate)
-    there: list[bool] = []
-    asked = double("evals.run:evaluate", {"tasks": {}}, lambda model, **_: there.append(model.is_dir()))
-    unpacked = double("quantize.fake:unpack", ["layer"], lambda checkpoint, out: out.mkdir(parents=True))
-    out = out_of(tmp_path)
-    summary = evaluate.run(EvaluateSpec(drift=None), inputs, out).summary
-    assert asked.arguments["model"] == unpacked.arguments["out"] != inputs.candidate
-    assert there == [True]
-    assert summary["served"]["as"] == "unpacked to 16 bits"
-    assert "takes 4 bits" in summary["served"]["why"]
-    assert summary["candidate_digest"] == digest_folder(inputs.candidate), "what is released, not the copy"
-    assert list(out.iterdir()) == [], "the copy is gone"
-
-    def refuses(checkpoint: Path, out: Path) -> None:
-        raise UsageError("quantizes activations too")
-
-    unpacked.does = refuses
-    assert evaluate.run(EvaluateSpec(drift=None), inputs, out).summary["served"] == {"as": "the checkpoint"}
-    assert asked.arguments["model"] == inputs.candidate
-
-
-def test_speculate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path, engine: None) -> None:
+def test_speculate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
     fake = double("sqtool.speculate.run:speculate", {"arms": {}})
-    summary = speculate.run(SpeculateSpec(), inputs, out_of(tmp_path)).summary
-    assert summary == {"arms": {}, "served": {"as": "the checkpoint"}}
+    assert speculate.run(SpeculateSpec(), inputs, out_of(tmp_path)).summary == {"arms": {}}
     assert (fake.arguments["baseline"], fake.arguments["candidate"]) == (inputs.model, inputs.candidate)
     assert speculate.skip(SpeculateSpec(enabled=False), inputs)
     alone = Inputs(**{**vars(inputs), "draft": None})
