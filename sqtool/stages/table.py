@@ -51,7 +51,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "evaluate", ("evaluate", "engine"), ("quantize", "baseline"), "sqtool.stages.evaluate",
-        code=("evals"), reads=("candidate",), tools=_HF,
+        code=("evals",), reads=("candidate",), tools=_HF,
     ),
     Stage(
         "gate", ("gate",), ("baseline", "evaluate"), "sqtool.stages.gate",
