@@ -130,8 +130,9 @@ def _unpack_layer(module: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor
     bits = packed.shape[1] * 32 // columns
     codes = unpack_rows(packed, bits, columns)
     groups = scale.shape[1]
-    index = tensors.get(f"{module}.weight_g_idx")
-    group = index.long() if index is not None else torch.arange(columns) // (columns // groups)
+    if f"{module}.weight_g_idx" in tensors:
+        raise UsageError(f"{module} has its columns reordered (g_idx), an old format that is not read here")
+    group = torch.arange(columns) // (columns // groups)
     zero = tensors.get(f"{module}.weight_zero_point")
     if zero is not None:
         zeros = unpack_rows(zero.t().contiguous(), bits, rows).t()

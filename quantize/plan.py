@@ -1,8 +1,8 @@
 """What quantizing would do: layers, bytes, seconds. Reads config.json and safetensors headers only, never torch.
 
 The estimate of time is arithmetic over a measured speed: operations that the methods need for the calibration tokens,
-divided by what a NumPy matrix product reaches on this machine in a tenth of a second, plus a fixed start. It says how
-long roughly, not how long exactly; on an accelerator the work is shorter than it says.
+divided by a share of what a NumPy matrix product reaches on this machine in a tenth of a second, plus a fixed start. It
+says how long roughly, not how long exactly; on an accelerator the work is shorter than it says.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from sqtool.errors import UsageError
 
 # Import of llm-compressor and its libraries, load and save of a small model: seen on 2 cores.
 START_SECONDS = 12.0
-# What a calibration pass reaches of a plain matrix product's speed: attention, norms and copies take the rest.
-EFFICIENCY = 0.4
+# What a calibration pass reaches of a plain matrix product's speed, seen with a 14 M model on 2 cores: attention, norms
+# and copies take the rest.
+EFFICIENCY = 0.2
+# GPTQ walks a layer's columns one by one in Python: seconds a column, whatever the number of rows.
+COLUMN_SECONDS = 4e-4
 DEFAULT_TOKENS = 64 * 512
 
 
@@ -135,18 +138,17 @@ def _check_groups(layers: Sequence[Linear], scheme: Scheme, where: str) -> None:
 def _seconds(chosen: Assignment, model: Model, tokens: int) -> float:
     linear = sum(x.weights for x in model.linears.values() if not x.tied)
     forward = 2.0 * linear * tokens
-    work = 0.0
+    work, fixed = 0.0, START_SECONDS
     for (_, method), layers in chosen:
         if method.calibration in ("forward", "hessian", "grid"):
             # Each layer sees the tokens twice: once to be calibrated, once to feed the next layer what it now gives.
             work += 2 * forward
         if method.calibration == "hessian":
             work += sum(2.0 * tokens * x.columns**2 + x.rows * x.columns**2 + x.columns**3 for x in layers)
+            fixed += COLUMN_SECONDS * sum(x.columns for x in layers)
         if method.calibration == "grid":
             work += (1 + getattr(method, "n_grid", 20)) * 2.0 * tokens * sum(x.weights for x in layers)
-    if not work:
-        return START_SECONDS
-    return START_SECONDS + work / (EFFICIENCY * _matrix_speed())
+    return fixed + work / (EFFICIENCY * _matrix_speed()) if work else fixed
 
 
 def _matrix_speed() -> float:

@@ -24,14 +24,15 @@ class GptqSpec(QuantizingSpec):
     """Columns that are rounded before the rest of the layer is updated."""
     dampening_frac: float = Field(default=0.01, gt=0, lt=1)
     """Added to the Hessian's diagonal, as a fraction of its mean."""
-    actorder: Literal["static", "group", "none"] = "static"
-    """Order of the columns: `static` (by activation, costs nothing at run time), `group`, or as they come."""
+    actorder: Literal["static"] | None = "static"
+    """Take the columns in order of their activations (costs nothing at run time), or, with null, as they come.
+    llm-compressor has retired `group`, whose checkpoints no longer carry the order."""
 
     def modifiers(self) -> list[Modifier]:
         arguments: dict[str, Any] = {
             **self.quantization_arguments(),
             "block_size": self.block_size,
             "dampening_frac": self.dampening_frac,
-            "actorder": None if self.actorder == "none" else self.actorder,
+            "actorder": self.actorder,
         }
         return [Modifier("llmcompressor.modifiers.gptq:GPTQModifier", arguments)]

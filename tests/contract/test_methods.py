@@ -23,7 +23,7 @@ METHODS: dict[str, list[Any]] = {
     "awq-sym": [{"awq": {"scheme": "W4A16", "n_grid": 6}}],
     "awq-g64-both": [{"awq": {"scheme": "W4A16", "group_size": 64, "n_grid": 6, "duo_scaling": "both"}}],
     "gptq": ["gptq"],
-    "gptq-g32": [{"gptq": {"group_size": 32, "actorder": "none"}}],
+    "gptq-g32": [{"gptq": {"group_size": 32, "actorder": None}}],
     "gptq-w8a16": [{"gptq": {"scheme": "W8A16"}}],
     "smoothquant-gptq": ["smoothquant", {"gptq": {"scheme": "W8A8"}}],
     "smoothquant-rtn": ["smoothquant", {"rtn": {"scheme": "W8A8"}}],

@@ -46,7 +46,7 @@ def test_awq_is_scaled_and_then_rounded() -> None:
 
 
 def test_a_group_size_that_is_not_the_presets_is_written_out() -> None:
-    (modifier,) = spec({"gptq": {"group_size": 64, "actorder": "none"}}).methods[0].method.modifiers()
+    (modifier,) = spec({"gptq": {"group_size": 64, "actorder": None}}).methods[0].method.modifiers()
     assert "scheme" not in modifier.arguments
     weights = modifier.arguments["config_groups"]["group_0"]["weights"]
     assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (4, 64, True)
@@ -92,6 +92,7 @@ def test_the_json_schema_knows_every_methods_keys() -> None:
         ([{"gptq": {"scheme": "W8A8", "symmetric": False}}], "is symmetric"),
         ([{"gptq": {"group_size": 8}}], "greater than or equal to 16"),
         ([{"gptq": {"targets": []}}], "at least 1 item"),
+        ([{"gptq": {"actorder": "group"}}], "Input should be 'static'"),
         ([], "give methods"),
     ],
 )
