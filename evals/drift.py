@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evals.heads import MAX_LOGITS, Head, check_head, compare, head_of, hidden_states, load_head, save_head
+from evals.quiet import quiet
 from evals.spec import DriftSpec, EvaluateSpec
 from evals.texts import Text, batches, load_texts
 from sqtool.errors import InfrastructureError, UsageError
@@ -47,23 +47,6 @@ def _device(wanted: str) -> str:
     return wanted
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars from transformers and compressed-tensors, which offer no switch: sqtool draws its own."""
-    from tqdm.std import tqdm  # type: ignore[import-untyped]
-
-    original = tqdm.__init__
-
-    def silent(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **{**kwargs, "disable": True})
-
-    tqdm.__init__ = silent
-    try:
-        yield
-    finally:
-        tqdm.__init__ = original
-
-
 def _dtype(wanted: str, device: str) -> str:
     """What transformers is told. bf16 matrix products on an x86 CPU without AVX-512 are emulated, slowly."""
     import torch
@@ -78,7 +61,7 @@ def _load(folder: Path, device: str, dtype: str, tokens: Sequence[int]) -> tuple
     from transformers import AutoModelForCausalLM
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with _quiet():
+    with quiet():
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError) as error:

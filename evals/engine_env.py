@@ -115,12 +115,20 @@ def resolve_dtype(spec: EngineSpec, env: VllmEnv) -> str:
     return "float32" if spec.dtype == "auto" and _lacks_bf16(env) else spec.dtype
 
 
-def unsupported(model: Path, env: VllmEnv) -> str | None:
+@dataclass(frozen=True)
+class Unsupported:
+    """Why an engine has no kernel for a checkpoint, and whether its weights unpacked to 16 bits would do instead."""
+
+    reason: str
+    unpackable: bool
+
+
+def unsupported(model: Path, env: VllmEnv) -> Unsupported | None:
     """Why this engine has no kernel for the checkpoint's format on this device, or None.
 
     Known for vLLM on CPUs only, where such a checkpoint loads and then kills the engine at the first request: packed
     weight-only formats need 4 bits and AVX-512, FP8 needs dynamic activation scales. On a GPU vLLM itself says no at
-    the start. A caller may serve the same weights unpacked to 16 bits instead, and has to say so in its result.
+    the start.
     """
     if env.device != "cpu":
         return None
@@ -130,11 +138,14 @@ def unsupported(model: Path, env: VllmEnv) -> str | None:
         bits = weights.get("num_bits")
         if activations is None and weights.get("type") == "int":
             if bits != 4:
-                return f"vLLM's CPU kernel for packed weights takes 4 bits, the checkpoint has {bits}"
+                return Unsupported(
+                    f"vLLM's CPU kernel for packed weights takes 4 bits, the checkpoint has {bits}", True
+                )
             if platform.machine() in ("x86_64", "AMD64") and "avx512f" not in cpu_flags():
-                return "vLLM's CPU kernel for 4-bit weights needs AVX-512, which this processor lacks"
+                reason = "vLLM's CPU kernel for 4-bit weights needs AVX-512, which this processor lacks"
+                return Unsupported(reason, True)
         if activations is not None and activations.get("type") == "float" and activations.get("dynamic") is False:
-            return "vLLM's CPU kernels have no FP8 with static activation scales"
+            return Unsupported("vLLM's CPU kernels have no FP8 with static activation scales", False)
     return None
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from typing import Any
 
 from evals.engine_env import (
     DEFAULT_ENVIRONMENT,
+    VllmEnv,
     device_name,
     locate,
     resolve_env,
@@ -83,6 +85,9 @@ class VllmServer:
         self.base_url = ""
         self.start_seconds = 0.0
         """Seconds from the start of the process to the first healthy answer."""
+        self.weights = "as stored"
+        """`as stored`, or why and how the checkpoint's weights are served in another form."""
+        self._unpacked: Path | None = None
         self._env_folder = Path(python_env) if python_env is not None else resolve_env(spec, root)
         self._progress = progress
         self._process: subprocess.Popen[bytes] | None = None
@@ -93,20 +98,15 @@ class VllmServer:
 
     def __enter__(self) -> VllmServer:
         env = locate(self._env_folder)
-        reason = unsupported(self.model, env)
-        if reason is not None:
-            raise EngineError(
-                f"{self.model} cannot be served here: {reason}",
-                remedy="Serve the same weights unpacked to 16 bits, or evaluate on a machine that has the kernel.",
-            )
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        served = self._servable(env)
         label = f"vLLM: start ({self.model.name})"
         with self._progress.task(label) as task:
             for attempt in range(1, PORT_ATTEMPTS + 1):
                 port = _free_port()
                 self.base_url = f"http://127.0.0.1:{port}"
                 self._arguments = server_arguments(
-                    self.model.resolve(), self.spec, env, port, self.served_name, self.extra_args
+                    served.resolve(), self.spec, env, port, self.served_name, self.extra_args
                 )
                 command = [str(env.vllm), "serve", *self._arguments]
                 try:
@@ -114,9 +114,10 @@ class VllmServer:
                     self._wait_until_healthy(task, label)
                     return self
                 except BaseException as error:
-                    self.stop()
+                    self._end()
                     known = diagnose(self.log_text()) if isinstance(error, EngineError) else None
                     if known is None or not known.retry or attempt == PORT_ATTEMPTS:
+                        self.stop()
                         raise
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -125,8 +126,34 @@ class VllmServer:
     ) -> None:
         self.stop()
 
+    def _servable(self, env: VllmEnv) -> Path:
+        """The folder to serve: the model's own, or its weights unpacked where this device has no kernel for them."""
+        problem = unsupported(self.model, env)
+        if problem is None:
+            return self.model
+        if not problem.unpackable or self.spec.unpack == "never":
+            raise EngineError(
+                f"{self.model} cannot be served here: {problem.reason}",
+                remedy="`engine: {unpack: auto}` serves the same weights in 16 bits; or use a machine with the kernel."
+                if problem.unpackable
+                else "Evaluate on a machine that has the kernel.",
+            )
+        from evals.unpacked import unpack
+
+        self._unpacked = self.log.with_name(f"{self.log.stem}-unpacked")
+        self.weights = f"unpacked to 16 bits: {problem.reason}"
+        self._progress.note(f"vLLM: {self.model.name} is served {self.weights}")
+        with self._progress.task(f"vLLM: unpack ({self.model.name})"):
+            unpack(self.model, self._unpacked)
+        return self._unpacked
+
     def stop(self) -> None:
         """End the server and everything it started, and wait for that. Does nothing when it is not running."""
+        self._end()
+        if self._unpacked is not None:
+            shutil.rmtree(self._unpacked, ignore_errors=True)
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
@@ -177,6 +204,7 @@ class VllmServer:
                 "version": env.version if env.version.startswith(answered) else answered,
                 "device_class": env.device,
                 "device": device_name(env.device),
+                "weights": self.weights,
                 "tensor_parallel_size": self.spec.tensor_parallel_size,
                 "flags": flags,
                 "environment": {

@@ -45,6 +45,11 @@ class EngineSpec(Spec):
         description="Run without compilation. Default: true on a CPU (compiling costs more than it saves there), "
         "false on a GPU.",
     )
+    unpack: Literal["auto", "never"] = Field(
+        default="auto",
+        description="auto: where the device has no kernel for a weight-only format, serve the same weights unpacked to "
+        "16 bits, and say so in everything that was measured. never: stop instead.",
+    )
     tool_call_parser: str | None = Field(
         default="hermes", description="vLLM's parser of tool calls; null for a model that was not trained for tools."
     )
@@ -92,13 +97,13 @@ class GenerationSpec(Spec):
 class DriftSpec(Spec):
     """How far the candidate's next-token distributions are from the baseline's (diagnostic; scores decide)."""
 
-    items: int = Field(default=200, gt=0, description="Test items whose prompt and expected answer are compared.")
+    items: int = Field(default=128, gt=0, description="Test items whose prompt and expected answer are compared.")
     prose: str | None = Field(
         default="artifacts/reference/data/test/prose.jsonl",
         description="JSONL of plain texts to add (messages without an expected answer); null for none. A default "
         "file that does not exist is left out, a named one must exist.",
     )
-    prose_items: int = Field(default=64, ge=0, description="Texts taken from `prose`.")
+    prose_items: int = Field(default=32, ge=0, description="Texts taken from `prose`.")
     max_length: int = Field(default=2048, gt=1, description="Tokens kept of one text (its first ones).")
     batch_tokens: int = Field(default=4096, gt=0, description="Tokens, padding included, of one forward pass.")
     chunk: int = Field(
