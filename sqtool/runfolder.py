@@ -28,9 +28,12 @@ from sqtool.files import fsync_dir, read_json, write_json
 RUNS = Path("artifacts/runs")
 CACHE = Path("artifacts/cache")
 RESULT = "result.json"
+FAILED = "failed"
 BUILDING, REPLACED = ".tmp", ".old"
 KEPT_SUFFIXES = (".log", ".json", ".txt", ".md")
 KEPT_BYTES = 16 * 1024 * 1024
+KEPT_PART = ".part"
+"""Ending of work that a later attempt can go on from; kept whatever its size."""
 LOCK_POLL_SECONDS = 0.5
 
 
@@ -84,7 +87,7 @@ class RunFolder:
         return self.path / name
 
     def failed(self, name: str) -> Path:
-        return self.path / "failed" / name
+        return self.path / FAILED / name
 
     def state(self) -> dict[str, Any]:
         """The content of run.json."""
@@ -131,12 +134,13 @@ def commit(folder: Path, result: dict[str, Any]) -> None:
 
 
 def discard(folder: Path, keep: Path | None = None) -> None:
-    """Remove `<folder>.tmp`; with `keep`, first move its logs and small reports there."""
+    """Remove `<folder>.tmp`; with `keep`, first move its logs, small reports and parts there."""
     building = folder.with_name(folder.name + BUILDING)
     if keep is not None and building.is_dir():
         _remove(keep)
         for path in sorted(p for p in building.rglob("*") if p.is_file() and not p.is_symlink()):
-            if path.suffix in KEPT_SUFFIXES and path.stat().st_size <= KEPT_BYTES:
+            report = path.suffix in KEPT_SUFFIXES and path.stat().st_size <= KEPT_BYTES
+            if report or path.suffix == KEPT_PART:
                 target = keep / path.relative_to(building)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(path, target)
@@ -144,11 +148,15 @@ def discard(folder: Path, keep: Path | None = None) -> None:
 
 
 def sweep(folder: Path) -> list[str]:
-    """Remove what a killed run left in `folder` (call it under the lock); the names that were removed."""
+    """Remove what a killed run left in `folder` (call it under the lock), but for logs and parts, which go to
+    `failed/`; the names that were removed."""
     if not folder.is_dir():
         return []
     left = [p for p in folder.iterdir() if p.name.endswith((BUILDING, REPLACED)) and p.is_dir()]
     for path in left:
+        if path.name.endswith(BUILDING):
+            name = path.name.removesuffix(BUILDING)
+            discard(folder / name, keep=folder / FAILED / name)
         _remove(path)
     return sorted(p.name for p in left)
 

@@ -33,7 +33,19 @@ from sqtool.pipeline.job import Job
 from sqtool.pipeline.plan import Plan, Step, hook, make_plan
 from sqtool.pipeline.timing import Timings
 from sqtool.progress import SILENT, Progress
-from sqtool.runfolder import CACHE, RunFolder, begin, commit, discard, locked, read_result, remove_stage, sweep
+from sqtool.runfolder import (
+    BUILDING,
+    CACHE,
+    FAILED,
+    RunFolder,
+    begin,
+    commit,
+    discard,
+    locked,
+    read_result,
+    remove_stage,
+    sweep,
+)
 from sqtool.stages.contract import StageResult
 from sqtool.stages.table import STAGES, Stage
 
@@ -198,7 +210,15 @@ class _Runner:
                 record.state, record.why, record.seconds = "cached", "made by another run", made.get("seconds")
                 self.progress.note(f"{step.stage.name}: reused")
                 return
+            if step.folder.with_name(step.folder.name + BUILDING).is_dir():  # left by a killed run
+                discard(step.folder, keep=self.kept(step))
             self.build(step)
+
+    def kept(self, step: Step) -> Path:
+        """Where logs and parts of a failed attempt go."""
+        if step.stage.shared:
+            return step.folder.parent / FAILED / step.folder.name
+        return self.folder.failed(step.stage.name)
 
     def build(self, step: Step) -> None:
         name, record = step.stage.name, self.records[step.stage.name]
@@ -208,9 +228,10 @@ class _Runner:
         function: Callable[..., StageResult] | None = hook(step.stage, "run")
         assert function is not None, f"{step.stage.module} has no run()"
         began, started = time.monotonic(), datetime.now(UTC)
-        out = begin(step.folder)
+        out, kept = begin(step.folder), self.kept(step)
         try:
-            result = function(step.spec, step.inputs, out)
+            inputs = replace(step.inputs, earlier=kept if kept.is_dir() else None)
+            result = function(step.spec, inputs, out)
             seconds = time.monotonic() - began
             self.remove_dependents(name)
             value: dict[str, Any] = {
@@ -230,11 +251,10 @@ class _Runner:
             record.state = "cancelled" if isinstance(error, KeyboardInterrupt | CancelledError) else "failed"
             record.seconds = round(time.monotonic() - began, 3)
             record.error = str(error) or type(error).__name__
-            discard(step.folder, keep=self.folder.failed(name))
+            discard(step.folder, keep=kept)
             raise
         self.results[name] = value
         record.state, record.seconds = "done", value["seconds"]
-        kept = self.folder.failed(name)
         if kept.is_dir():
             remove_stage(kept)
         self.timings.add(name, step.estimate.work, seconds)

@@ -26,6 +26,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
         out=out,
         progress=inputs.progress,
         seed=inputs.seed,
+        resume_from=inputs.earlier,
     )
     if spec.drift is not None:
         states = out / STATES

@@ -46,6 +46,8 @@ class Inputs:
     """The project root, which paths in the recipe are relative to."""
     candidate: Path | None = None
     """Folder of the candidate checkpoint: what the quantize stage makes, or the one that the recipe names."""
+    earlier: Path | None = None
+    """What an interrupted attempt at this stage left (logs, `*.part` files), to go on from where that is safe."""
     sections: Mapping[str, Spec] = field(default_factory=dict)
     """The other recipe sections that the stage table gives this stage (`engine`), by name."""
     recipe: Mapping[str, Any] = field(default_factory=dict)

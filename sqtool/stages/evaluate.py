@@ -28,6 +28,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
         out=out,
         progress=inputs.progress,
         seed=inputs.seed,
+        resume_from=inputs.earlier,
     )
     summary = {**summary, "candidate_digest": digest}
     if spec.drift is not None:

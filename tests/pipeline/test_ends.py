@@ -74,8 +74,10 @@ def test_failures(tmp_path: Path, fail: str, code: int, outcome: str, words: str
 
 def test_a_failing_shared_stage_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     assert run(make_job(tmp_path, baseline=FakeSpec(fail="engine")), stages=STAGES).exit_code == 4
-    left = [p.name for p in (tmp_path / "artifacts/cache").iterdir() if p.is_dir()]
-    assert left == []
+    cache = tmp_path / "artifacts/cache"
+    assert [p.name for p in cache.iterdir() if p.is_dir()] == ["failed"]
+    assert sorted(p.name for p in cache.glob("failed/baseline-*/*")) == ["answers.part", "out-0.txt", "server.log"]
+    assert run(make_job(tmp_path), stages=STAGES).exit_code == 0
 
 
 def test_an_unreadable_data_file_stops_before_anything_runs(tmp_path: Path) -> None:

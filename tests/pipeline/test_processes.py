@@ -103,6 +103,7 @@ def test_stages_finished_before_the_kill_are_not_run_again(tmp_path: Path) -> No
         worker.read_until("holding")
     assert folder.stage("quantize.tmp").is_dir(), "kill -9 leaves the half-built folder"
     worker = run_whole(tmp_path)
+    assert "quantize goes on from what is there" in worker.lines
     assert "removed what an interrupted run left: quantize.tmp" in worker.lines
     assert calls(tmp_path).count("calibrate") == 1
     assert calls(tmp_path).count("quantize") == 2
@@ -158,6 +159,10 @@ def test_two_runs_share_one_baseline(tmp_path: Path) -> None:
 def test_a_killed_owner_holds_no_lock(tmp_path: Path) -> None:
     with Worker(tmp_path, hold="baseline") as worker:
         worker.read_until("holding")
+    again = Worker(tmp_path, hold="baseline")
+    with again as worker:
+        worker.read_until("holding")
+    assert "baseline goes on from what is there" in again.lines
     spec = FakeSpec(text="a", files=FILES)
     job = make_job(tmp_path, **{stage.name: spec for stage in STAGES})
     assert run(job, stages=STAGES).exit_code == 0

@@ -17,6 +17,9 @@ def run(spec: FakeSpec, inputs: Inputs, out: Path) -> StageResult:
     with (inputs.root / "calls.log").open("a") as handle:
         handle.write(name + "\n")
     (out / "server.log").write_text("what the engine said\n")
+    (out / "answers.part").write_text("answers so far")
+    if inputs.earlier is not None and (inputs.earlier / "answers.part").is_file():
+        inputs.progress.note(f"{name} goes on from what is there")
     before = "".join((inputs.folders[need] / "out-0.txt").read_text() for need in sorted(inputs.folders))
     for number in range(spec.files):
         (out / f"out-{number}.txt").write_text(f"{name}({spec.text}){before}")
@@ -38,6 +41,7 @@ def run(spec: FakeSpec, inputs: Inputs, out: Path) -> StageResult:
         raise MemoryError
     if spec.fail == "interrupt":
         raise KeyboardInterrupt
+    (out / "answers.part").unlink()
     return StageResult({"text": spec.text})
 
 
