@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantize.backends.base import Job, Outcome
 from quantize.backends.quiet import quiet
+from quantize.methods.base import REDUCED_BITS
 from sqtool.errors import InfrastructureError, SqtoolError
 from sqtool.progress import Progress
 
@@ -75,6 +76,7 @@ def _run(job: Job, progress: Progress) -> tuple[list[str], dict[str, Any]]:
         oneshot(model=model, recipe=recipe, dataset=data, trust_remote_code_model=job.trust_remote_code)
     layers = sorted(name for name, module in model.named_modules() if _quantized(module))
     with progress.task("quantize: write the checkpoint"):
+        _declare_reduced(model)
         if stored != computed:
             _cast_back(model, stored)
         # The caller copies the model's own generation_config.json; transformers refuses to write some that it reads.
@@ -123,6 +125,15 @@ def _steps(target: str, parts: int) -> int:
 def _quantized(module: Any) -> bool:
     scheme = getattr(module, "quantization_scheme", None)
     return scheme is not None and getattr(scheme, "weights", None) is not None
+
+
+def _declare_reduced(model: Any) -> None:
+    """Codes of the reduced range are INT8 to every reader: same storage, same arithmetic, a scale that fits them."""
+    for module in model.modules():
+        if _quantized(module):
+            weights, inputs = module.quantization_scheme.weights, module.quantization_scheme.input_activations
+            if inputs is not None and weights.type == "int" and weights.num_bits == REDUCED_BITS:
+                weights.num_bits = inputs.num_bits
 
 
 def _cast_back(model: Any, dtype: torch.dtype) -> None:

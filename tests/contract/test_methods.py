@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ METHODS: dict[str, list[Any]] = {
     "rtn4": ["rtn"],
     "rtn4-asym": [{"rtn": {"scheme": "W4A16_ASYM"}}],
     "rtn-w8a8": [{"rtn": {"scheme": "W8A8"}}],
+    "rtn-w8a8-reduced": [{"rtn": {"scheme": "W8A8", "reduce_range": True}}],
+    "smoothquant-gptq-reduced": ["smoothquant", {"gptq": {"scheme": "W8A8", "reduce_range": True}}],
     "rtn3-simulated": [{"rtn": {"scheme": "W3A16", "simulate": True}}],
     "mixed": [{"gptq": {"targets": ["re:.*mlp.*"]}}, {"fp8": {"targets": ["re:.*self_attn.*"]}}],
 }
@@ -111,6 +114,24 @@ def test_the_same_twice_is_the_same_bytes(name: str, tiny_model: Path, tiny_toke
         files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json"))
         digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files})
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("name", ["rtn-w8a8-reduced", "smoothquant-gptq-reduced"])
+def test_the_reduced_range_is_int8_that_cannot_saturate(
+    name: str, tiny_model: Path, tiny_tokens: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    run(METHODS[name], tiny_model, tiny_tokens, tmp_path)
+    codes = {n: t for n, t in load_file(tmp_path / "checkpoint" / "model.safetensors").items() if t.dtype == torch.int8}
+    assert len(codes) == 14
+    # An unsigned activation code is at most 255; a pair of products has to stay below 2**15.
+    assert all(2 * 255 * int(t.int().abs().max()) < 2**15 for t in codes.values())
+    assert all(int(t.int().abs().max()) >= 60 for t in codes.values())
+    groups = json.loads((tmp_path / "checkpoint" / "config.json").read_text())["quantization_config"]["config_groups"]
+    assert [group["weights"]["num_bits"] for group in groups.values()] == [8]
+    assert [group["format"] for group in groups.values()] == ["int-quantized"]
 
 
 def test_awq_looks_at_the_data(tiny_model: Path, tiny_tokens: Path, tmp_path: Path) -> None:

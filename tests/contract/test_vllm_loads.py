@@ -43,7 +43,7 @@ def has_avx512() -> bool:
 
 @pytest.mark.e2e
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["awq-asym", "gptq", "smoothquant-gptq", "fp8"])
+@pytest.mark.parametrize("name", ["awq-asym", "gptq", "smoothquant-gptq-reduced", "fp8"])
 def test_vllm_computes_what_transformers_does(name: str, tiny_model: Path, tiny_tokens: Path, tmp_path: Path) -> None:
     import torch
 

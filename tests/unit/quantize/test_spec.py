@@ -93,6 +93,8 @@ def test_the_json_schema_knows_every_methods_keys() -> None:
         ([{"gptq": {"group_size": 8}}], "greater than or equal to 16"),
         ([{"gptq": {"targets": []}}], "at least 1 item"),
         ([{"gptq": {"actorder": "group"}}], "Input should be 'static'"),
+        ([{"rtn": {"reduce_range": True}}], "reduce_range is for scheme W8A8"),
+        ([{"fp8": {"reduce_range": True}}], "reduce_range is for scheme W8A8"),
         ([], "give methods"),
     ],
 )
