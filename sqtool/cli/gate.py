@@ -68,7 +68,8 @@ def _again(settings: Settings, run: str, margin: float | None, alpha: float | No
     with Terminal(settings) as terminal:
         folder = RunFolder.find(settings.here, run)
         state = folder.state()
-        sides = {r["name"]: Path(state["root"]) / r["folder"] for r in state["stages"] if r["folder"]}
+        finished = [r for r in state["stages"] if r["state"] in ("done", "cached")]
+        sides = {r["name"]: Path(state["root"]) / r["folder"] for r in finished}
         for name in ("baseline", "evaluate"):
             if name not in sides or not (sides[name] / RECORDS).is_dir():
                 raise UsageError(

@@ -16,7 +16,7 @@ from typing import IO, Any
 import click
 
 from sqtool.cli.options import Settings
-from sqtool.errors import EXIT_CANCELLED, EXIT_INCONCLUSIVE, EXIT_REFUSED, RecipeError, SqtoolError
+from sqtool.errors import EXIT_CANCELLED, EXIT_INCONCLUSIVE, EXIT_REFUSED, InfrastructureError, RecipeError, SqtoolError
 from sqtool.progress import SILENT, Progress
 
 log = logging.getLogger("sqtool")
@@ -63,11 +63,17 @@ class Terminal:
     @contextlib.contextmanager
     def captured(self, path: Path) -> Iterator[None]:
         """Append everything that is written to file descriptors 1 and 2 to `path`."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            target = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InfrastructureError(
+                f"cannot write to {path.parent}: {error.strerror or error}",
+                remedy="Make the folder writable, or use --root on another disk.",
+            ) from None
         sys.stdout.flush()
         sys.stderr.flush()
         saved = os.dup(1), os.dup(2)
-        target = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         own = self.err
         real = _is_descriptor(sys.stderr, 2)
         shown = os.fdopen(os.dup(saved[1]), "w", encoding="utf-8", errors="replace", buffering=1) if real else None

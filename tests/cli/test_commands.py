@@ -88,6 +88,15 @@ def test_a_failure_is_one_message_with_remedy_and_log(sqtool_: Sqtool, fake_job:
     assert "ZeroDivisionError" in (tmp_path / "artifacts/runs/demo/run.log").read_text()
 
 
+def test_a_folder_that_cannot_be_written(sqtool_: Sqtool, fake_job: FakeJob, tmp_path: Path) -> None:
+    fake_job()
+    (tmp_path / "artifacts").write_text("a file, not a folder")
+    said = sqtool_("quantize", "demo")
+    assert said.code == 4
+    assert said.err.startswith("Error: cannot write to ")
+    assert "Traceback" not in said.err
+
+
 def test_json_is_one_document_whatever_happens(sqtool_: Sqtool, fake_job: FakeJob) -> None:
     for sections, code in (
         ({}, 0),
