@@ -1,7 +1,7 @@
 """The bars that the reference pair has to meet, measured with the real quantizer and the real engine.
 
-    .venv/bin/python benchmarks/reference_pair.py            # all of it, about an hour on 2 cores; resumes
-    .venv/bin/python benchmarks/reference_pair.py --only bf16,rtn4,awq4
+    .venv/bin/python benchmarks/reference_pair.py            # half an hour on 2 cores; finished stages are reused
+    .venv/bin/python benchmarks/reference_pair.py --only rtn4,awq4
 
 Greedy, on the shipped test items. Prints one Markdown table of scores in % by kind, then each bar with what was seen;
 exits 1 when a bar is missed. Acceptance comes from a finished `sqtool quantize recipes/awq4.yaml`.
@@ -12,59 +12,41 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
-import shutil
-import sys
-import time
+import subprocess
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-PAIR = ROOT / "artifacts" / "reference"
 
-VARIANTS: dict[str, list[dict[str, Any]] | None] = {
-    "bf16": None,
-    "fp8_dynamic": [{"fp8": {"scheme": "FP8_DYNAMIC"}}],
-    "w8a8_smoothquant": [{"smoothquant": {"smoothing_strength": 0.8}}, {"gptq": {"scheme": "W8A8"}}],
-    "w8a8_naive": [{"rtn": {"scheme": "W8A8"}}],
-    "awq4": [{"awq": {"scheme": "W4A16_ASYM"}}],
-    "gptq4": [{"gptq": {"scheme": "W4A16"}}],
-    "rtn4": [{"rtn": {"scheme": "W4A16"}}],
-    "rtn3_simulated": [{"rtn": {"bits": 3, "simulate": True}}],
+RECIPES = {
+    "fp8_dynamic": "recipes/fp8-dynamic.yaml",
+    "w8a8_smoothquant": "recipes/smoothquant-w8a8.yaml",
+    "w8a8_naive": "benchmarks/recipes/w8a8-naive.yaml",
+    "awq4": "recipes/awq4.yaml",
+    "gptq4": "recipes/gptq4.yaml",
+    "rtn4": "recipes/rtn4-refused.yaml",
+    "rtn3_simulated": "benchmarks/recipes/rtn3-simulated.yaml",
 }
 CALLS = ("tool_simple", "tool_multiple")
 EXACT = ("lookup", "long_lookup", "arithmetic", "sorting", "string_edit", "date")
 
 
-def measure(name: str, work: Path, calibration: Path) -> dict[str, Any]:
-    """Quantize and evaluate one variant, or read what an earlier run left."""
-    from evals.run import evaluate
-    from evals.spec import EngineSpec, EvaluateSpec
-    from quantize.run import quantize
-    from quantize.spec import QuantizeSpec
-    from sqtool.progress import SILENT
+def run(recipe: str) -> Path:
+    """Run a recipe as far as its evaluation (stages that are done are reused); its run folder."""
+    command = [str(ROOT / ".venv/bin/sqtool"), "quantize", recipe, "--until", "evaluate", "--quiet"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return ROOT / "artifacts" / "runs" / Path(recipe).stem
 
-    out = work / name
-    done = out / "scores.json"
-    if done.exists():
-        return dict(json.loads(done.read_text()))
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    model, methods, started = PAIR / "target", VARIANTS[name], time.monotonic()
-    if methods:
-        spec = QuantizeSpec.model_validate({"methods": methods})
-        quantize(spec, model=model, calibration=calibration, seed=0, out=out, progress=SILENT)
-        model = out / "checkpoint"
-    quantizing = time.monotonic() - started
-    summary = evaluate(EvaluateSpec(), EngineSpec(), model=model, root=ROOT, out=out, progress=SILENT)
-    tasks = summary["tasks"]
-    kinds = {k: v for t in ("tool_calls", "tasks", "recall") for k, v in tasks[t]["by_kind"].items()}
-    scores = {k: 100 * v["metrics"].get("call_match", v["metrics"].get("exact_match", 0.0)) for k, v in kinds.items()}
-    scores["schema_valid"] = 100 * tasks["tool_calls"]["metrics"]["schema_valid"]
-    result = {"scores": scores, "n": sum(v["n"] for v in kinds.values()), "quantize_s": quantizing}
-    done.write_text(json.dumps(result, indent=1) + "\n")
-    return result
+
+def scores(evaluation: Path) -> dict[str, float]:
+    """Exact answers in % by kind, and the share of schema-valid calls, from a stage's evaluation.json."""
+    tasks = json.loads(evaluation.read_text())["tasks"]
+    kinds = {k: v["metrics"] for t in ("tool_calls", "tasks", "recall") for k, v in tasks[t]["by_kind"].items()}
+    out = {k: 100 * m["call_match" if "call_match" in m else "exact_match"] for k, m in kinds.items()}
+    out["schema_valid"] = 100 * tasks["tool_calls"]["metrics"]["schema_valid"]
+    out["n"] = sum(v["n"] for v in tasks.values())
+    return out
 
 
 def bars(s: dict[str, dict[str, float]]) -> list[tuple[str, bool, str]]:
@@ -88,7 +70,7 @@ def bars(s: dict[str, dict[str, float]]) -> list[tuple[str, bool, str]]:
             out.append((f"{name} within 0.5 points everywhere", abs(lost) <= 0.5, f"{worst} {-lost:+.2f}"))
     for name in ("w8a8_naive", "rtn4"):
         if name in s:
-            kind = max(base, key=lambda k: base[k] - s[name][k])
+            kind = max((k for k in base if k != "n"), key=lambda k: base[k] - s[name][k])
             out.append(
                 (f"{name} down >= 3 on some kind", down(name, (kind,)) >= 3, f"{kind} {-down(name, (kind,)):+.1f}")
             )
@@ -126,36 +108,26 @@ def acceptance(path: Path) -> list[tuple[str, bool, str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(VARIANTS), help="comma-separated variants (bf16 is always measured)")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "reference_pair")
-    parser.add_argument("--speculate", type=Path, default=ROOT / "artifacts/runs/awq4/speculate/speculate.json")
+    parser.add_argument("--only", default=",".join(RECIPES), help="comma-separated variants")
     args = parser.parse_args()
-    names = [n for n in VARIANTS if n == "bf16" or n in args.only.split(",")]
-
-    from calibrate.build import build
-    from calibrate.spec import CalibrateSpec
-    from sqtool.progress import SILENT
-
-    calibration = args.work / "calibration"
-    if not (calibration / "tokens.safetensors").exists():
-        calibration.mkdir(parents=True, exist_ok=True)
-        spec = CalibrateSpec.model_validate({"sources": [{"path": str(PAIR / "data" / "calibration.jsonl")}]})
-        build(spec, model=PAIR / "target", seed=0, out=calibration, progress=SILENT)
-    results = {}
-    for name in names:
-        results[name] = measure(name, args.work, calibration)
-        print(f"{name}: {results[name]['n']} items, quantized in {results[name]['quantize_s']:.0f} s", file=sys.stderr)
-    kinds = list(results["bf16"]["scores"])
-    print(
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {platform.machine()}, `python benchmarks/reference_pair.py`\n"
-    )
+    seen: dict[str, dict[str, float]] = {}
+    for name in args.only.split(","):
+        folder = run(RECIPES[name])
+        stages = json.loads((folder / "run.json").read_text())["stages"]
+        baseline = next(stage["folder"] for stage in stages if stage["name"] == "baseline")
+        seen.setdefault("bf16", scores(ROOT / baseline / "evaluation.json"))
+        seen[name] = scores(folder / "evaluate" / "evaluation.json")
+    kinds = [k for k in seen["bf16"] if k != "n"]
+    today = datetime.datetime.now(datetime.UTC).date()
+    print(f"{today}, {platform.machine()}, {os.cpu_count()} cores, `python benchmarks/reference_pair.py`,")
+    print(f"{seen['bf16']['n']:.0f} items, greedy, % exact by kind and % schema-valid calls\n")
     print("| " + " | ".join(["variant", *kinds]) + " |\n" + "| --- " * (len(kinds) + 1) + "|")
-    for name, result in results.items():
-        print(f"| {name} | " + " | ".join(f"{result['scores'][k]:.1f}" for k in kinds) + " |")
+    for name, values in seen.items():
+        print(f"| {name} | " + " | ".join(f"{values[k]:.1f}" for k in kinds) + " |")
     print("\n| bar | met | seen |\n| --- | --- | --- |")
-    judged = bars({n: r["scores"] for n, r in results.items()}) + acceptance(args.speculate)
-    for bar, met, seen in judged:
-        print(f"| {bar} | {'yes' if met else 'NO'} | {seen} |")
+    judged = bars(seen) + acceptance(ROOT / "artifacts/runs/awq4/speculate/speculate.json")
+    for bar, met, found in judged:
+        print(f"| {bar} | {'yes' if met else 'NO'} | {found} |")
     return 0 if all(met for _, met, _ in judged) else 1
 
 
