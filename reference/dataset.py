@@ -31,8 +31,8 @@ TEST = {
     "prose": {"prose": 60},
 }
 TRAFFIC = {
-    "tool_simple": 60, "tool_multiple": 80, "tool_parallel": 40, "tool_irrelevance": 20, "long_tools": 10, "lookup": 30,
-    "long_lookup": 10, "arithmetic": 30, "sorting": 30, "string_edit": 30, "date": 30, "recall": 100, "prose": 30,
+    "tool_simple": 50, "tool_multiple": 60, "tool_parallel": 30, "tool_irrelevance": 20, "long_tools": 10, "lookup": 20,
+    "long_lookup": 10, "arithmetic": 40, "sorting": 20, "string_edit": 20, "date": 20, "recall": 160, "prose": 40,
 }  # fmt: skip
 CALIBRATION = {
     "tool_simple": 120, "tool_multiple": 200, "tool_parallel": 100, "tool_irrelevance": 60, "long_tools": 20,

@@ -4,7 +4,7 @@ A few channels of each norm before attention and MLP are multiplied by a power o
 of q/k/v and gate/up divided by it. Powers of two are exact in bf16, so every logit stays bit-identical: what changes is
 only how hard the weights and activations are to quantize, as on large models (Dettmers et al. 2022, LLM.int8()).
 
-    python -m reference.outliers IN OUT --channels 6 --factor 32
+    python -m reference.outliers IN OUT --channels 10 --factor 32
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--channels", type=int, default=6)
+    parser.add_argument("--channels", type=int, default=10)
     parser.add_argument("--factor", type=float, default=32)
     args = parser.parse_args()
     if args.factor <= 0 or args.factor != 2.0 ** round(math.log2(args.factor)):
