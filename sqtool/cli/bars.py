@@ -37,6 +37,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{text.zfill(5)}" if hours else text
 
 
+def count_of(number: float) -> str:
+    """An amount without an exponent: 16920100 (bytes), 0.5."""
+    return f"{number:.0f}" if number == int(number) or number >= 100 else f"{number:.2g}"
+
+
 class _LineTask:
     def __init__(self, owner: Lines, description: str, total: float | None) -> None:
         self._owner, self._text, self._total = owner, description, total
@@ -63,13 +68,13 @@ class _LineTask:
     def _line(self, now: float) -> str:
         spent = now - self._began
         if not self._total:
-            return f"{self._text}: {self._done:g} done, {clock(spent)} so far"
+            return f"{self._text}: {count_of(self._done)} done, {clock(spent)} so far"
         share = min(1.0, self._done / self._total)
         left = f", {clock(spent / share - spent)} left" if share > 0 else ""
-        return f"{self._text}: {100 * share:.0f} % ({self._done:g}/{self._total:g}){left}"
+        return f"{self._text}: {100 * share:.0f} % ({count_of(self._done)}/{count_of(self._total)}){left}"
 
     def end(self) -> None:
-        count = f", {self._done:g}" if self._total else ""
+        count = f", {count_of(self._done)}" if self._total else ""
         self._owner.line(f"{self._text}: done{count} in {clock(time.monotonic() - self._began)}")
 
 
@@ -91,7 +96,7 @@ class Lines:
     @contextmanager
     def task(self, description: str, total: float | None = None) -> Iterator[Task]:
         task = _LineTask(self, description, total)
-        self.line(description + (f": {total:g} to do" if total else ""))
+        self.line(description + (f": {count_of(total)} to do" if total else ""))
         yield task
         task.end()
 
@@ -133,7 +138,7 @@ class Bars:
     def task(self, description: str, total: float | None = None) -> Iterator[Task]:
         from rich.markup import escape
 
-        log.info("%s%s", description, f": {total:g} to do" if total else "")
+        log.info("%s%s", description, f": {count_of(total)} to do" if total else "")
         began = time.monotonic()
         with self._lock:
             bars = self._start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import io
 import json
 import logging
 import os
@@ -126,10 +127,13 @@ class Terminal:
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         console = Console(file=sys.stdout)
-        if not console.is_terminal:
-            # A pipe or a CI log has no width; a table that is folded at 80 columns cannot be read.
-            console = Console(file=sys.stdout, width=200)
-        console.print(table)
+        if console.is_terminal:
+            console.print(table)
+            return
+        # A pipe or a CI log has no width; a table that is folded at 80 columns cannot be read there.
+        text = io.StringIO()
+        Console(file=text, width=200).print(table)
+        click.echo("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
     def error(self, error: SqtoolError, details: str = "") -> None:
         """What went wrong and what to do about it."""

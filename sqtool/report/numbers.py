@@ -17,10 +17,14 @@ def signed_points(difference: float, digits: int = 2) -> str:
 
 
 def value(number: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits at most; `-` for none."""
+    """A number with so many significant digits (more before the point if it has them); `-` for none."""
     if number is None or not math.isfinite(number):
         return "-"
-    return f"{number:.{digits}g}" if abs(number) < 1 else f"{number:.{digits - 1}f}".rstrip("0").rstrip(".")
+    if abs(number) < 1:
+        return f"{number:.{digits}g}"
+    decimals = max(0, digits - len(str(int(abs(number)))))
+    text = f"{number:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def milliseconds(number: float | None) -> str:
