@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ def fsync_dir(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step, durably."""
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # Not mkstemp: that makes files which only their owner may read, and reports and manifests are for others too.
+    name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(fd, "w", encoding="utf-8", newline="\n") as handle:
             handle.write(text)
@@ -33,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
         os.replace(name, path)
         fsync_dir(path.parent)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise
 
 
