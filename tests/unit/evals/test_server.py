@@ -128,7 +128,7 @@ def test_one_that_never_gets_ready(
 ) -> None:
     monkeypatch.setenv("FAKE_VLLM", mode)
     log = tmp_path / "vllm.log"
-    spec = EngineSpec(startup_timeout=1.5)
+    spec = EngineSpec(startup_timeout=5)
     with pytest.raises(EngineError, match=r"engine\.startup_timeout"), _server(fake_model, fake_env, log, spec):
         pass
     assert _gone(_worker(log))
