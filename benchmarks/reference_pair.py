@@ -95,8 +95,9 @@ def acceptance(path: Path) -> list[tuple[str, bool, str]]:
     if not path.exists():
         return [("acceptance", False, f"no {path.relative_to(ROOT)}: run `sqtool quantize recipes/awq4.yaml` first")]
     arm = json.loads(path.read_text())["arms"]["speculative"]
-    overall = arm["speculation"]["acceptance_length"]
-    lengths = {k: v["acceptance_length"] for k, v in arm["speculation"]["by_kind"].items() if v["drafts"] >= 20}
+    overall = arm["speculation"]["mean_acceptance_length"]
+    kinds = {k: v["speculation"] for k, v in arm["kinds"].items()}
+    lengths = {k: v["mean_acceptance_length"] for k, v in kinds.items() if v["drafts"] >= 20}
     low, high = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
     apart = lengths[high] - lengths[low]
     seen = f"{high} {lengths[high]:.2f}, {low} {lengths[low]:.2f}"
