@@ -106,7 +106,7 @@ def cpu_flags() -> frozenset[str]:
 
 def _lacks_bf16(env: VllmEnv) -> bool:
     """An x86 processor whose vector units know no bf16: vLLM then falls back to a path that is several times slower
-    than float32 (figures in docs/benchmarks.md)."""
+    than float32."""
     return env.device == "cpu" and platform.machine() in ("x86_64", "AMD64") and "avx512f" not in cpu_flags()
 
 

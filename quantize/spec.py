@@ -78,7 +78,7 @@ class QuantizeSpec(Spec):
     """Calibration rows that go through the model at once."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What calibration computes in. `auto` is the model's own dtype on an accelerator, and float32 on a CPU: many
-    have no 16-bit arithmetic, and there float32 was 6 times faster. The checkpoint keeps the model's dtype."""
+    have no 16-bit arithmetic and emulate it slowly. The checkpoint keeps the model's dtype."""
 
     @field_validator("backend")
     @classmethod
