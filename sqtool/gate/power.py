@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
+from sqtool.gate.exact import items_without_flips, probability, score
 from sqtool.gate.intervals import Floats
 
 DISCORDANCES = (0.01, 0.03, 0.10)
@@ -22,25 +23,23 @@ _LIMIT = 2**27
 
 
 def passes(gains: Floats, losses: Floats, n: float, margin: float, alpha: float) -> NDArray[np.bool_]:
-    """Whether Tango's lower bound is above -margin, elementwise (the bound itself need not be found for that)."""
-    q = float(norm.ppf(1 - alpha))
-    delta = -margin
-    b = (2 * n - gains + losses) * delta - gains - losses
-    c = -losses * delta * (1 - delta)
-    loss_rate = (np.sqrt(np.maximum(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
-    variance = np.maximum(2 * loss_rate + delta * (1 - delta), 0.0)
-    distance = (gains - losses) / n - delta
-    result: NDArray[np.bool_] = (distance > 0) & (n * distance**2 > q**2 * variance)
+    """Whether Tango's lower bound is above -margin, elementwise (the bound itself need not be found for that).
+
+    The gate's exact check can still say no to a result just at the edge; `items_without_flips` knows of it.
+    """
+    result: NDArray[np.bool_] = score(gains, losses, n, margin) > float(norm.ppf(1 - alpha))
     return result
 
 
 def power_to_pass(n: int, margin: float, discordance: float, *, drop: float = 0.0, alpha: float = 0.05) -> float:
     """Probability that the metric passes. With drop = margin this is the false-accept rate."""
+    if n < items_without_flips(margin, alpha):
+        return 0.0
 
     def accepted(gains: Floats, losses: Floats) -> NDArray[np.bool_]:
         return passes(gains, losses, n, margin, alpha)
 
-    return _probability(n, discordance, drop, accepted)
+    return probability(n, discordance / 2, discordance / 2 + drop, accepted)
 
 
 def power_to_refuse(
@@ -53,26 +52,7 @@ def power_to_refuse(
         result: NDArray[np.bool_] = (p_value <= alpha / family) & (gains - losses <= -margin * n)
         return result
 
-    return 1.0 - _probability(n, discordance, drop, lambda g, k: ~refused(g, k))
-
-
-def _probability(
-    n: int, discordance: float, drop: float, accepted: Callable[[Floats, Floats], NDArray[np.bool_]]
-) -> float:
-    """P(accepted), where for each number of discordant pairs the accepted set is `losses <= some count`."""
-    total = min(discordance + drop, 1.0)
-    if total <= 0:
-        return float(accepted(np.zeros(1), np.zeros(1))[0])
-    share = min((discordance / 2 + drop) / total, 1.0)
-    low, high = (int(binom.ppf(tail, n, total)) for tail in (1e-12, 1 - 1e-12))
-    discordant = np.arange(low, high + 1, dtype=np.float64)
-    # Bisect, for all discordant counts at once, for the most losses that are still accepted (-1: none).
-    best, bad = np.full(len(discordant), -1.0), discordant + 1
-    while np.any(bad - best > 1):
-        middle = np.floor((best + bad) / 2)
-        good = accepted(discordant - middle, middle) & (middle > best)
-        best, bad = np.where(good, middle, best), np.where(good | (middle <= best), bad, middle)
-    return float(np.sum(binom.pmf(discordant, n, total) * binom.cdf(best, discordant, share)))
+    return 1.0 - probability(n, discordance / 2, discordance / 2 + drop, lambda g, k: ~refused(g, k))
 
 
 def items_needed(
@@ -82,12 +62,6 @@ def items_needed(
     if drop >= margin:
         return None
     return _first(lambda n: power_to_pass(n, margin, discordance, drop=drop, alpha=alpha) >= power)
-
-
-def items_without_flips(margin: float, alpha: float = 0.05) -> int:
-    """Fewest items that can pass at all: with no changed answer the bound is -z^2 / (n + z^2)."""
-    q = float(norm.ppf(1 - alpha)) ** 2
-    return math.floor(q * (1 - margin) / margin) + 1
 
 
 def minimum_detectable_drop(

@@ -27,6 +27,12 @@ class MetricRule(Spec):
     gated: bool = Field(default=True, description="false: measured and reported, but it decides nothing.")
     direction: Literal["higher", "lower"] = Field(default="higher", description="Which way is better.")
     min_items: int | None = Field(default=None, ge=1, description="Fewer paired items than this never pass.")
+    alpha: float | None = Field(
+        default=None,
+        gt=0,
+        lt=0.5,
+        description="One-sided error rate of this metric's PASS; default: the gate's. Refusals use the gate's.",
+    )
 
     @model_validator(mode="after")
     def _one_margin(self) -> Self:

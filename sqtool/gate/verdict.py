@@ -339,7 +339,7 @@ def _could_pass(result: Comparison, entry: _Entry, alpha: float) -> bool:
     """Whether this many items could have passed had no answer changed."""
     same = entry.data.baseline
     unchanged = compare(same, same, entry.data.codes, entry.rule, alpha)
-    return unchanged.interval.lower > unchanged.threshold and not result.too_few
+    return decide(unchanged, 1.0, alpha)[0] == "PASS" and not result.too_few
 
 
 def _worst(entry: _Entry) -> tuple[WorstItem, ...]:

@@ -124,7 +124,10 @@ def make_run(tmp_path: Path) -> Make:
             "evaluate": {"engine": ENGINE, "tasks": {}, "drift": DRIFT},
             "gate": {"outcome": verdict.outcome},
             "speculate": copy.deepcopy(SPECULATE),
-            "release": {"path": "artifacts/releases/demo/2026-01-01-abc"},
+            "release": {
+                "path": "artifacts/releases/demo/2026-01-01-abc",
+                "serve": "vllm serve artifacts/releases/demo/2026-01-01-abc --tool-call-parser hermes",
+            },
         }
         stages = []
         for name, summary in summaries.items():
