@@ -85,7 +85,7 @@ class Monitor:
             for start in range(0, len(terms), _BLOCK):
                 part = terms[start : start + _BLOCK] / -self.low
                 logs = self._logs + np.cumsum(np.log1p(np.multiply.outer(part, BETS)), axis=0)
-                wealth[start : start + _BLOCK] = _mixed(logs)
+                wealth[start : start + _BLOCK] = mixed(logs)
                 self._logs = logs[-1]
         self.count += len(terms)
         self.best = max(self.best, float(wealth.max(initial=0.0)))
@@ -116,7 +116,7 @@ class _Planned:
         return np.array(shares), np.array(wealth)
 
 
-def _mixed(logs: Floats) -> Floats:
+def mixed(logs: Floats) -> Floats:
     """Log of the mean over the grid, the last axis of `logs`."""
     top = logs.max(axis=-1)
     result: Floats = top + np.log(np.exp(logs - top[..., None]) @ PRIOR)
@@ -209,7 +209,7 @@ def _mixture_lower(values: Floats, sizes: Floats, low: float, high: float, large
     def best(bound: float) -> float:
         # 1 + share * (x - b) / (b - low), written so that it falls with b for every share: the root is the only one.
         logs = np.log(1 + np.multiply.outer(gain / (bound - low) - size, BETS))
-        early, late = _mixed(np.cumsum(logs[head], axis=0)), _mixed(counts @ logs)
+        early, late = mixed(np.cumsum(logs[head], axis=0)), mixed(counts @ logs)
         return max(float(early.max()), float(late.max()))
 
     return _highest_rejected(best, low, high, math.log(1 / alpha))
