@@ -94,6 +94,12 @@ class GateSpec(Spec):
     inconclusive: Literal["refuse", "allow"] = "refuse"
     min_items: int = Field(default=1, ge=1, description="Fewer paired items than this never pass, for any metric.")
     slices: list[ShortSlice] = Field(default_factory=list)
+    early_stop: Literal["off", "regressed", "both"] = Field(
+        default="regressed",
+        description="Whether the evaluation may end before its last item. regressed: as soon as a drop beyond the "
+        "margin is certain. both: also as soon as every gated metric has passed, which takes more items to prove. "
+        "off: never.",
+    )
 
     @field_validator("metrics")
     @classmethod

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from sqtool.errors import DataError
 from sqtool.gate.explain import explain
+from sqtool.gate.judge import judge
 from sqtool.gate.spec import GateSpec
-from sqtool.gate.verdict import Verdict, judge
+from sqtool.gate.verdict import Verdict
 
 Write = Callable[..., Path]
 GATE = GateSpec.for_metrics(["recall.m"])
@@ -202,7 +203,7 @@ def test_the_file_is_the_same_bytes_every_time(write_records: Write) -> None:
     assert first.to_json() == second.to_json()
     assert Verdict.from_json(first.to_json()) == first
     assert Verdict.from_json(first.to_json()).to_json() == first.to_json()
-    assert json.loads(first.to_json())["schema"] == "sqtool.verdict/1"
+    assert json.loads(first.to_json())["schema"] == "sqtool.verdict/2"
     assert first.bindings == bindings
     order = list(range(300))
     rng.shuffle(order)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sqtool.files import write_json
+from sqtool.gate.judge import judge
 from sqtool.gate.spec import GateSpec
-from sqtool.gate.verdict import judge
 
 LATENCY = {"p50": 12.34, "p90": 15.0, "p95": 20.5, "p99": 150.2, "mean": 13.0, "n": 160}
 ENGINE = {
