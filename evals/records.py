@@ -22,6 +22,8 @@ from evals.spec import EngineSpec, GenerationSpec
 from sqtool.files import canonical_json, sha256_text, write_text
 
 SYNC_SECONDS = 1.0
+WHAT_WAS_SAID = ("text", "tool_calls", "finish_reason")
+"""The parts of a record's output that are the model's answer; the others count tokens."""
 
 
 def answer_key(model: Path, engine: EngineSpec, generation: GenerationSpec, seed: int) -> str:

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import beta
+from scipy.stats import beta, norm
 
+from evals.records import WHAT_WAS_SAID
 from sqtool.errors import DataError
 from sqtool.gate.compare import compare, decide
 from sqtool.gate.intervals import Floats, bounded_score, is_binary
@@ -26,7 +27,6 @@ from sqtool.gate.records import TaskRecords, load, pair, paired_metric, task_fil
 from sqtool.gate.spec import GateSpec
 
 CONTROL_ITEMS = 100
-COMPARED = ("text", "tool_calls", "finish_reason")
 
 
 class ControlMetric(BaseModel):
@@ -85,7 +85,7 @@ def _different(first: TaskRecords, again: TaskRecords) -> int:
 
 def _said(record: Mapping[str, Any]) -> Any:
     output = record.get("output")
-    return {key: output.get(key) for key in COMPARED} if isinstance(output, Mapping) else output
+    return {key: output.get(key) for key in WHAT_WAS_SAID} if isinstance(output, Mapping) else output
 
 
 def _metrics(
@@ -130,8 +130,6 @@ def _upper(apart: Floats, alpha: float) -> float:
     if is_binary(apart):
         flips = int(apart.sum())
         return 1.0 if flips == n else float(beta.ppf(1 - alpha, flips + 1, n - flips))
-    from scipy.stats import norm
-
     values, where = np.unique(apart, return_inverse=True)
     weights = np.bincount(where, minlength=len(values)).astype(np.float64) / n
     return bounded_score(values, weights, 0.0, 1.0, n, float(norm.ppf(1 - alpha)))[1]

@@ -35,7 +35,7 @@ from sqtool.release.manifest import (
 )
 from sqtool.release.provenance import collect
 from sqtool.release.spec import ReleaseSpec
-from sqtool.release.verdict import CANDIDATE_DIGEST, RERUN, bound_digest, read_accepted
+from sqtool.release.verdict import CANDIDATE_DIGEST, RERUN, Records, bound_digest, read_accepted
 
 if TYPE_CHECKING:
     from sqtool.gate.verdict import Verdict
@@ -75,15 +75,15 @@ def publish(
     extras: Mapping[str, Path] | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
-    records: tuple[Path, Path] | None = None,
+    records: Records | None = None,
 ) -> dict[str, Any]:
     """Publish `checkpoint` as `<spec.to>/<spec.name>/<version>/` and point `<spec.to>/<spec.name>/latest` to it.
 
     `verdict` is the gate's verdict.json; its bindings must hold, under `candidate_digest`, the `digest_folder` of the
     checkpoint that was measured. `extras` (name in the release -> file, such as report.md and speculate.json) go in
     too. `provenance` (model, seed, serve_flags, anything JSON-able) goes into MANIFEST.json, over what is found out
-    here: versions, hardware, git commit. `records` are the (baseline, candidate) records that the verdict rests on;
-    when given, the verdict is computed again and must be the same text.
+    here: versions, hardware, git commit. `records` are the (baseline, candidate, control) records that the verdict
+    rests on; when given, the verdict is computed again and must be the same text.
 
     Publishing the same checkpoint, recipe and verdict again finds the release that exists (`reused`), with the extras
     of its first publication; `latest` then moves only if it does not point to a newer one.
@@ -122,7 +122,7 @@ def _check(
     verdict: Path,
     recipe_text: str,
     extras: Mapping[str, Path],
-    records: tuple[Path, Path] | None,
+    records: Records | None,
 ) -> _Order:
     if not spec.name:
         raise UsageError("a release needs a name", remedy="Set `release: {name: ...}` in the recipe.")

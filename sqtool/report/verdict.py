@@ -19,6 +19,9 @@ MAX_TEXT = 600
 REASONS = {
     "drop_exceeds_margin": "the drop is shown to exceed the margin",
     "drop_shown": "a drop is shown, and the estimate is at or past the margin",
+    "exact_test_reaches_margin": "the interval clears the margin, the exact test does not yet",
+    "sequence_reaches_margin": "the sequence has not excluded a drop of the margin",
+    "stopped_early": "not decided when the evaluation ended",
     "too_few_items_even_without_flips": "too few items to pass even if no answer changed",
 }
 

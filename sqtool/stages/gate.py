@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqtool.errors import InconclusiveError, InfrastructureError, RegressedError, UsageError, did_you_mean
 from sqtool.files import write_text
 from sqtool.gate.spec import GateSpec
 from sqtool.runfolder import RESULT, read_result
+from sqtool.stages.baseline import RECORDS
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 
+if TYPE_CHECKING:
+    from sqtool.gate.control import ControlMetric
+    from sqtool.gate.verdict import Verdict
+
 VERDICT = "verdict.json"
-RECORDS = "records"
 PER_SERVER = ("start_seconds",)
 
 
@@ -22,17 +26,22 @@ def run(spec: GateSpec, inputs: Inputs, out: Path) -> StageResult:
 
     baseline, candidate = inputs.folders["baseline"], inputs.folders["evaluate"]
     bindings = bindings_of(baseline, candidate)
-    verdict = judge(spec, baseline / RECORDS, candidate / RECORDS, bindings=bindings)
+    control = inputs.folders.get("control")
+    verdict = judge(
+        spec,
+        baseline / RECORDS,
+        candidate / RECORDS,
+        control=None if control is None else control / RECORDS,
+        bindings=bindings,
+    )
     write_text(out / VERDICT, verdict.to_json())
-    gated = [m for m in (*verdict.metrics, *verdict.slices) if m.gated]
-    worst = min(gated, key=lambda m: m.lower + m.margin)
     return StageResult(
         {
             "outcome": verdict.outcome,
             "accepted": verdict.accepted,
             "exit_code": verdict.exit_code,
             "reasons": list(verdict.reasons),
-            "deciding": [sentence(m) for m in gated if m.outcome not in ("PASS", "NOT_JUDGED")] or [sentence(worst)],
+            "deciding": deciding(verdict),
         }
     )
 
@@ -56,6 +65,31 @@ def bindings_of(baseline: Path, candidate: Path) -> dict[str, Any]:
     }
 
 
+def deciding(verdict: Verdict) -> list[str]:
+    """What the verdict rests on, in sentences: an unsteady engine, else what did not pass, else the closest call."""
+    if verdict.control is not None and not verdict.control.stable:
+        return [unsteady(m) for m in verdict.control.metrics if not m.steady]
+    gated = [m for m in (*verdict.metrics, *verdict.slices) if m.gated]
+    judged = [m for m in gated if m.outcome not in ("PASS", "NOT_JUDGED") and m.reason != "stopped_early"]
+    judged = judged or [m for m in gated if m.outcome not in ("PASS", "NOT_JUDGED")]
+    said = [sentence(m) for m in judged] or [sentence(min(gated, key=lambda m: m.lower + m.margin))]
+    if verdict.outcome == "REGRESSED":
+        said += [
+            f"the evaluation ended early, after {s.items} of {s.of} items of {s.task}, for that was certain"
+            for s in verdict.stopped
+        ]
+    return said
+
+
+def unsteady(metric: ControlMetric) -> str:
+    """Why the engine is too unsteady for a verdict, in words."""
+    return (
+        f"{metric.metric}: the baseline disagrees with itself on {metric.flips} of {metric.items} items, "
+        f"{100 * metric.disagreement:.2f} points (up to {100 * metric.upper:.2f}, at most {100 * metric.limit:.2f} are "
+        "tolerable): unstable_engine"
+    )
+
+
 def sentence(metric: Any) -> str:
     """One metric's result in words, in points (hundredths)."""
     drop = -100 * metric.difference
@@ -73,6 +107,11 @@ def check(spec: GateSpec, summary: dict[str, Any]) -> None:
     if summary["outcome"] == "REGRESSED":
         raise RegressedError(f"the candidate regressed: {what}", remedy="report.md shows the items that got worse.")
     if summary["outcome"] == "INCONCLUSIVE" and spec.inconclusive != "allow":
+        if any("unstable_engine" in reason for reason in summary["reasons"]):
+            raise InconclusiveError(
+                f"the engine does not agree with itself, so no verdict means anything: {what}",
+                remedy="Fix what varies (sampling, batch-dependent kernels, a shared server), or measure elsewhere.",
+            )
         raise InconclusiveError(
             f"the items measured cannot decide: {what}",
             remedy="Measure more items, or accept the risk with `gate: {inconclusive: allow}`.",

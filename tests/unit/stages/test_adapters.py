@@ -19,7 +19,7 @@ from sqtool.files import digest_folder, write_json
 from sqtool.gate.spec import GateSpec
 from sqtool.release.spec import ReleaseSpec
 from sqtool.speculate.spec import SpeculateSpec
-from sqtool.stages import baseline, calibrate, evaluate, gate, quantize, release, speculate
+from sqtool.stages import baseline, calibrate, control, evaluate, gate, quantize, release, speculate
 from sqtool.stages.contract import Inputs
 from sqtool.stages.table import STAGES
 
@@ -75,6 +75,7 @@ def inputs(tmp_path: Path) -> Inputs:
             "quantize": AWQ,
             "calibrate": CalibrateSpec(),
             "evaluate": EvaluateSpec(tasks=("t",), drift=None),
+            "gate": GateSpec(early_stop="off"),
         },
         recipe={"name": "mine", "text": "name: mine\n", "model": "model", "resolved": {}},
     )
@@ -144,6 +145,30 @@ def test_baseline_and_evaluate(double: Callable[..., Double], inputs: Inputs, tm
     assert "drift" not in evaluate.run(EvaluateSpec(drift=None), inputs, out).summary
 
 
+def test_evaluate_is_watched_and_says_by_which_rules_it_ended(
+    double: Callable[..., Double], inputs: Inputs, tmp_path: Path
+) -> None:
+    records(inputs.folders["baseline"], [1.0, 1.0])
+    ended = {"tasks": {"t": {"n": 1, "of": 2}}, "stopped": {"task": "t"}}
+    asked = double("evals.run:evaluate", ended)
+    gate = GateSpec.for_metrics(["t.exact_match"])
+    watched = Inputs(**{**vars(inputs), "sections": {**inputs.sections, "gate": gate}})
+    summary = evaluate.run(EvaluateSpec(drift=None), watched, out_of(tmp_path)).summary
+    assert asked.arguments["watch"].spec == gate
+    assert evaluate.stale(summary, watched) == ""
+    wider = Inputs(**{**vars(inputs), "sections": {"gate": GateSpec.for_metrics(["t.exact_match"], max_drop=0.5)}})
+    assert evaluate.stale(summary, wider) == "it ended early by other rules of the gate"
+    assert evaluate.stale({"tasks": {"t": {"n": 2, "of": 2}}}, wider) == ""  # a complete one serves any rules
+
+
+def test_control(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
+    asked = double("evals.control:control", {"different_answers": 0})
+    assert control.run(EvaluateSpec(), inputs, out_of(tmp_path)).summary == {"different_answers": 0}
+    assert (asked.arguments["model"], asked.arguments["baseline"]) == (inputs.model, inputs.folders["baseline"])
+    assert control.skip(EvaluateSpec(control=None), inputs)
+    assert not control.skip(EvaluateSpec(), inputs)
+
+
 def test_speculate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
     fake = double("sqtool.speculate.run:speculate", {"arms": {}})
     assert speculate.run(SpeculateSpec(), inputs, out_of(tmp_path)).summary == {"arms": {}}
@@ -162,7 +187,8 @@ def test_release(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) 
     given = fake.arguments
     assert (given["spec"].name, given["recipe_text"]) == ("mine", "name: mine\n")
     assert list(given["extras"]) == ["coverage.json"]
-    assert given["records"] == (inputs.folders["baseline"] / "records", inputs.folders["evaluate"] / "records")
+    sides = (inputs.folders["baseline"] / "records", inputs.folders["evaluate"] / "records", None)
+    assert given["records"] == sides
     assert release.stale(result.summary, inputs) == "the release artifacts/releases/mine/1 is gone"
 
 
