@@ -34,10 +34,9 @@ from sqtool.gate.records import (
     PairedTask,
     load,
     metric_names,
+    metric_slices,
     pair,
     paired_metric,
-    recode,
-    slice_values,
     task_files,
 )
 from sqtool.gate.spec import GateSpec, MetricRule
@@ -277,18 +276,8 @@ def _entry(spec: GateSpec, tasks: Mapping[str, PairedTask], name: str, rule: Met
 def _slices(spec: GateSpec, entry: _Entry) -> list[_Entry]:
     parts = []
     for rule in spec.slices:
-        values = np.array(slice_values(entry.task, rule.field), dtype=object)[entry.data.rows]
-        found = sorted(set(values.tolist()) - {""})
-        if not found:
-            raise DataError(
-                entry.task.baseline.path, "is in gate.slices, and no item that is scored has it", field=rule.field
-            )
-        for value in found:
-            rows = np.flatnonzero(values == value).astype(np.int64)
-            whole = entry.data
-            codes = recode(whole.codes, rows)
-            data = PairedMetric(whole.baseline[rows], whole.candidate[rows], codes, whole.rows[rows])
-            result = compare(data.baseline, data.candidate, codes, entry.rule, spec.alpha, spec.min_items)
+        for value, data in metric_slices(entry.task, entry.data, rule):
+            result = compare(data.baseline, data.candidate, data.codes, entry.rule, spec.alpha, spec.min_items)
             parts.append(
                 _Entry(entry.metric, entry.rule, True, entry.task, data, result, rule.field, value, rule.require)
             )
