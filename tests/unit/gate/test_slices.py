@@ -103,7 +103,7 @@ def test_what_is_no_number_has_no_bin(value: Any) -> None:
 
 
 def test_a_field_that_nobody_has_gets_a_near_name() -> None:
-    with pytest.raises(DataError, match="m: is in gate.slices, and no item that is scored has it") as caught:
+    with pytest.raises(DataError, match=r"m: is in gate\.slices, and no item that is scored has it") as caught:
         slice_values(task_of([1, 2]), rule("m"))
     assert caught.value.remedy == "expected one of: kind, n"
     records = task_of([1]).baseline
