@@ -44,6 +44,7 @@ def show_measured(terminal: Terminal, measured: Mapping[str, Any], gate: Mapping
                 f"{_count(seen['items_for_power'])} / {_count(worst['items_for_power'])}",
             )
         )
+    terminal.say()
     terminal.table((*MEASURED_HEADERS[:-1], MEASURED_HEADERS[-1].format(power)), tuple(rows), title)
     levels = sorted({100 * (1 - 2 * metric["alpha"]) for metric in measured["metrics"]})
     level = " or ".join(f"{value:g} %" for value in levels)
@@ -76,11 +77,11 @@ def _powers(terminal: Terminal, gate: Mapping[str, Any]) -> None:
         f"true drop that is refused with a chance of {share}. Margin and drop in points."
     )
     if power["rows"]:
-        each = [f"{_chance(at['at_least'])} when {_share(at['discordance'])} change" for at in power["all_pass"]]
+        each = [f"{_chance(at['at_least'])} at {_share(at['discordance'])}" for at in power["all_pass"]]
         free = ", ".join(_chance(at["if_independent"]) for at in power["all_pass"])
         terminal.say(
             f"  {_what(gate)} a candidate that is no worse with a chance of at least {', '.join(each)} "
-            f"({free} were they independent)."
+            f"of answers that change ({free} were they independent)."
         )
 
 
@@ -91,6 +92,7 @@ def _slices(terminal: Terminal, gate: Mapping[str, Any]) -> None:
         (f"{part['field']}={part['value']}", part["metric"], f"{part['items']:,}", part["require"], _judged(part))
         for part in gate["slices"]
     ]
+    terminal.say()
     terminal.table(SLICE_HEADERS, tuple(rows), "Slices")
     lost = sum(part["can_pass"] is False for part in gate["slices"])
     if lost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,18 @@ def test_the_last_run_is_a_pilot_for_nothing(sqtool_: Sqtool, machine: Machine, 
     assert said["last_run"]["metrics"][0]["at_estimate"]["margin"] == 0.05, "the records hold, the margin is new"
     (tmp_path / "mine.yaml").write_text(RECIPE.replace("tasks: [quiz]", "tasks: [quiz], limit: 50"))
     assert sqtool_("plan", "mine.yaml", "--json").json["last_run"] is None, "those were other items"
+
+
+def test_a_finished_run_can_be_planned_after_its_records_were_removed(
+    sqtool_: Sqtool, machine: Machine, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(RECIPE.partition("  slices")[0])
+    machine.wrong_every = ITEMS
+    assert sqtool_("quantize", "mine.yaml", "--until", "gate").code == 0
+    for records in tmp_path.rglob("records"):
+        shutil.rmtree(records)
+    said = sqtool_("plan", "mine.yaml", "--until", "gate")
+    assert (said.code, "nothing to run" in said.out, "Measured" in said.out) == (0, True, False)
 
 
 @pytest.mark.parametrize(
