@@ -60,8 +60,8 @@ def _again(settings: Settings, run: str, margin: float | None, alpha: float | No
     from sqtool.cli.terminal import Terminal
     from sqtool.errors import UsageError
     from sqtool.files import read_json
+    from sqtool.gate.judge import judge
     from sqtool.gate.spec import GateSpec
-    from sqtool.gate.verdict import judge
     from sqtool.runfolder import RunFolder
     from sqtool.stages.gate import RECORDS, bindings_of, sentence
 

@@ -18,7 +18,7 @@ from scipy.stats import beta, norm
 
 from sqtool.gate.compare import Comparison, compare
 from sqtool.gate.intervals import Floats, bounded_score, is_binary
-from sqtool.gate.plan import GatePlan, MetricPlan, alpha_of
+from sqtool.gate.plan import GatePlan, MetricPlan
 from sqtool.gate.power import PlanRow, joint, plan_row, power_to_pass
 from sqtool.gate.records import PairedMetric, load, pair, paired_metric, task_files
 from sqtool.gate.spec import GateSpec
@@ -80,7 +80,7 @@ def measure(spec: GateSpec, planned: GatePlan, baseline: Path, candidate: Path) 
         rule = spec.metrics[metric.metric]
         task, _, name = metric.metric.rpartition(".")
         data = paired_metric(tasks[task], name)
-        result = compare(data.baseline, data.candidate, data.codes, rule, alpha_of(spec, rule))
+        result = compare(data.baseline, data.candidate, data.codes, rule, spec.alpha)
         found.append(_one(metric, planned, data, result))
     return Measured(
         tuple(found),
@@ -105,6 +105,7 @@ def _one(metric: MetricPlan, planned: GatePlan, data: PairedMetric, result: Comp
             discordance,
             power=planned.power.power,
             alpha=metric.alpha,
+            harm_alpha=planned.harm_alpha,
             family=planned.tests,
             min_items=math.ceil(metric.min_items / effect),
         )

@@ -1,7 +1,8 @@
 """What a recipe's gate can decide on the items at hand, before anything expensive runs.
 
 Everything about "even if no answer changes" is asked of the verdict's own comparison, with the baseline in the place of
-the candidate, so a plan cannot promise what the verdict then refuses. Power is `sqtool.gate.power`'s: exact for
+the candidate, so a plan cannot promise what the verdict then refuses (but for `early_stop: both`, whose sequence needs
+more items than the fixed tests that are planned here; a note says so). Power is `sqtool.gate.power`'s: exact for
 independent items with scores of 0 or 1. Elsewhere it is a plan, and the notes say in which direction it errs.
 """
 
@@ -14,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from sqtool.errors import DataError
-from sqtool.gate.compare import Comparison, compare, items_to_decide
+from sqtool.gate.compare import Comparison, compare, decide, items_to_decide
 from sqtool.gate.intervals import is_binary
+from sqtool.gate.judge import LOWEST_RELATIVE_BASELINE
 from sqtool.gate.power import DISCORDANCES, GatePower, plan_gate
 from sqtool.gate.records import (
     PROMPT_TOKENS,
@@ -27,7 +29,7 @@ from sqtool.gate.records import (
     paired_metric,
 )
 from sqtool.gate.spec import GateSpec, MetricRule, SliceRule
-from sqtool.gate.verdict import LOWEST_RELATIVE_BASELINE
+from sqtool.gate.stopping import harm_alpha
 
 Counted = Literal["baseline", "items", "at_most"]
 
@@ -91,32 +93,29 @@ class SlicePlan:
 @dataclass(frozen=True)
 class GatePlan:
     """A gate's plan. `power` has a row for each gated metric and each slice that is required to pass, at each assumed
-    discordance, but for those whose margin is not known yet. `tests` is how many harm tests Holm adjusts over."""
+    discordance, but for those whose margin is not known yet. `tests` is how many harm tests Holm adjusts over, and
+    `harm_alpha` what these share (stopping early has the rest of alpha)."""
 
     metrics: tuple[MetricPlan, ...]
     slices: tuple[SlicePlan, ...]
     power: GatePower
     tests: int
+    harm_alpha: float
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: {"tests", "metrics": [fields of MetricPlan], "slices": [fields of SlicePlan and "name"],
-        "power": GatePower.to_dict(), "notes": [text], "warnings": [text]}."""
+        """JSON-able: {"tests", "harm_alpha", "metrics": [fields of MetricPlan], "slices": ["name" and fields of
+        SlicePlan], "power": GatePower.to_dict(), "notes": [text], "warnings": [text]}."""
         return {
             "tests": self.tests,
+            "harm_alpha": self.harm_alpha,
             "metrics": [asdict(metric) for metric in self.metrics],
             "slices": [{"name": part.name, **asdict(part)} for part in self.slices],
             "power": self.power.to_dict(),
             "notes": list(self.notes),
             "warnings": list(self.warnings),
         }
-
-
-def alpha_of(spec: GateSpec, rule: MetricRule) -> float:
-    """The metric's own error rate where its rule has one, else the gate's."""
-    own: float | None = getattr(rule, "alpha", None)
-    return spec.alpha if own is None else own
 
 
 def plan(spec: GateSpec, tasks: Mapping[str, PlannedTask], *, discordances: Sequence[float] = DISCORDANCES) -> GatePlan:
@@ -132,13 +131,13 @@ def plan(spec: GateSpec, tasks: Mapping[str, PlannedTask], *, discordances: Sequ
     needed = {name.rpartition(".")[0]: None for name in spec.gated}
     paired = {task: pair(tasks[task].records, tasks[task].records) for task in needed}
     for name in spec.gated:
-        rule, alpha = spec.metrics[name], alpha_of(spec, spec.metrics[name])
+        rule = spec.metrics[name]
         known, task = tasks[name.rpartition(".")[0]], paired[name.rpartition(".")[0]]
         data, counted = _scores(task, name, known)
-        whole = compare(data.baseline, data.baseline, data.codes, rule, alpha, spec.min_items)
+        whole = compare(data.baseline, data.baseline, data.codes, rule, spec.alpha, spec.min_items)
         _check_relative(whole, name, rule, known)
         decidable = rule.relative is None or known.measured
-        metrics.append(_metric(spec, name, rule, alpha, whole, counted, decidable=decidable))
+        metrics.append(_metric(spec, name, rule, whole, counted, decidable=decidable))
         tests += 1
         notes |= dict.fromkeys(_notes(name, rule, whole, data, known, counted))
         for part in spec.slices:
@@ -147,12 +146,18 @@ def plan(spec: GateSpec, tasks: Mapping[str, PlannedTask], *, discordances: Sequ
                 notes[f"slices by {part.field} are planned when the baseline is known"] = None
                 continue
             for value, rows in metric_slices(task, data, part):
-                same = compare(rows.baseline, rows.baseline, rows.codes, rule, alpha, spec.min_items)
-                can_pass, enough = _possible(same, spec, rule, alpha) if decidable else (None, None)
+                same = compare(rows.baseline, rows.baseline, rows.codes, rule, spec.alpha, spec.min_items)
+                can_pass, enough = _possible(same, spec, rule) if decidable else (None, None)
                 slices.append(SlicePlan(name, part.field, value, part.require, same.n, can_pass, enough))
                 tests += 1
-    power = _power(metrics, slices, tests, discordances)
-    return GatePlan(tuple(metrics), tuple(slices), power, tests, tuple(notes), tuple(_warnings(metrics, slices)))
+    if spec.early_stop == "both":
+        notes[
+            "early_stop: both decides on PASS by a sequence, which needs more items; the chances are the fixed test's"
+        ] = None
+    refusing = harm_alpha(spec)
+    power = _power(metrics, slices, tests, refusing, discordances)
+    warnings = tuple(_warnings(metrics, slices))
+    return GatePlan(tuple(metrics), tuple(slices), power, tests, refusing, tuple(notes), warnings)
 
 
 def _scores(task: PairedTask, name: str, known: PlannedTask) -> tuple[PairedMetric, Counted]:
@@ -181,13 +186,12 @@ def _metric(
     spec: GateSpec,
     name: str,
     rule: MetricRule,
-    alpha: float,
     whole: Comparison,
     counted: Counted,
     *,
     decidable: bool,
 ) -> MetricPlan:
-    can_pass, enough = _possible(whole, spec, rule, alpha) if decidable else (None, None)
+    can_pass, enough = _possible(whole, spec, rule) if decidable else (None, None)
     return MetricPlan(
         metric=name,
         items=whole.n,
@@ -195,7 +199,7 @@ def _metric(
         clusters=whole.clusters,
         margin=whole.margin if decidable else None,
         margin_kind="absolute" if rule.relative is None else "relative",
-        alpha=alpha,
+        alpha=whole.alpha,
         min_items=_least(spec, rule),
         can_pass=can_pass,
         items_needed=enough,
@@ -206,11 +210,11 @@ def _least(spec: GateSpec, rule: MetricRule) -> int:
     return max(spec.min_items, rule.min_items or 1)
 
 
-def _possible(same: Comparison, spec: GateSpec, rule: MetricRule, alpha: float) -> tuple[bool, int | None]:
+def _possible(same: Comparison, spec: GateSpec, rule: MetricRule) -> tuple[bool, int | None]:
     """(whether the items pass if no answer changes, how many would where these do not)."""
-    if same.interval.lower > same.threshold and not same.too_few:
+    if decide(same, 1.0, spec.alpha)[0] == "PASS":
         return True, None
-    return False, items_to_decide(same, alpha, 1, _least(spec, rule))
+    return False, items_to_decide(same, spec.alpha, 1, _least(spec, rule))
 
 
 def _must_be_measured(part: SliceRule, known: PlannedTask) -> bool:
@@ -243,7 +247,11 @@ def _notes(
 
 
 def _power(
-    metrics: Sequence[MetricPlan], slices: Sequence[SlicePlan], tests: int, discordances: Sequence[float]
+    metrics: Sequence[MetricPlan],
+    slices: Sequence[SlicePlan],
+    tests: int,
+    refusing: float,
+    discordances: Sequence[float],
 ) -> GatePower:
     """Rows for what must pass: the metrics, and the slices with `require: pass`."""
     rules = {metric.metric: metric for metric in metrics if metric.margin is not None}
@@ -254,6 +262,7 @@ def _power(
         {part.name: part.items for part in must},
         discordances=discordances,
         alpha={part.name: rules[part.metric].alpha for part in must},
+        harm_alpha=refusing,
         family=tests,
         min_items={part.name: rules[part.metric].min_items for part in must},
     )

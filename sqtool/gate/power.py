@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
+from sqtool.gate.exact import items_without_flips, probability, score
 from sqtool.gate.intervals import Floats
 
 DISCORDANCES = (0.01, 0.03, 0.10)
@@ -23,60 +24,37 @@ _LIMIT = 2**27
 
 
 def passes(gains: Floats, losses: Floats, n: float, margin: float, alpha: float) -> NDArray[np.bool_]:
-    """Whether Tango's lower bound is above -margin, elementwise (the bound itself need not be found for that)."""
-    q = float(norm.ppf(1 - alpha))
-    delta = -margin
-    b = (2 * n - gains + losses) * delta - gains - losses
-    c = -losses * delta * (1 - delta)
-    loss_rate = (np.sqrt(np.maximum(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
-    variance = np.maximum(2 * loss_rate + delta * (1 - delta), 0.0)
-    distance = (gains - losses) / n - delta
-    result: NDArray[np.bool_] = (distance > 0) & (n * distance**2 > q**2 * variance)
+    """Whether Tango's lower bound is above -margin, elementwise (the bound itself need not be found for that).
+
+    The gate's exact check can still say no to a result just at the edge; `items_without_flips` knows of it.
+    """
+    result: NDArray[np.bool_] = score(gains, losses, n, margin) > float(norm.ppf(1 - alpha))
     return result
 
 
 @lru_cache(maxsize=4096)
 def power_to_pass(n: int, margin: float, discordance: float, *, drop: float = 0.0, alpha: float = 0.05) -> float:
     """Probability that the metric passes. With drop = margin this is the false-accept rate."""
+    if n < items_without_flips(margin, alpha):
+        return 0.0
 
-    def most_losses(discordant: Floats) -> Floats:
-        # Bisect, for all discordant counts at once, for the most losses that still pass (-1: none).
-        best, bad = np.full(len(discordant), -1.0), discordant + 1
-        while np.any(bad - best > 1):
-            middle = np.floor((best + bad) / 2)
-            good = passes(discordant - middle, middle, n, margin, alpha) & (middle > best)
-            best, bad = np.where(good, middle, best), np.where(good | (middle <= best), bad, middle)
-        return best
+    def accepted(gains: Floats, losses: Floats) -> NDArray[np.bool_]:
+        return passes(gains, losses, n, margin, alpha)
 
-    return _probability(n, discordance, drop, most_losses)
+    return probability(n, discordance / 2, discordance / 2 + drop, accepted)
 
 
 def power_to_refuse(
     n: int, margin: float, discordance: float, *, drop: float, alpha: float = 0.05, family: int = 1
 ) -> float:
     """Probability of REGRESSED at a true `drop`, at Holm's strictest step over `family` tests."""
-    level = alpha / family
 
-    def most_losses(discordant: Floats) -> Floats:
-        # The most gains at which McNemar's exact test rejects (-1: it cannot), and the fewest losses past the margin.
-        gains = binom.ppf(level, discordant, 0.5)
-        gains = np.where(binom.cdf(gains, discordant, 0.5) <= level, gains, gains - 1)
-        beyond = np.ceil((discordant + margin * n) / 2)
-        return np.maximum(np.where(discordant > 0, discordant - gains, 1.0), beyond) - 1
+    def refused(gains: Floats, losses: Floats) -> NDArray[np.bool_]:
+        p_value = np.where(gains + losses > 0, binom.cdf(gains, gains + losses, 0.5), 1.0)
+        result: NDArray[np.bool_] = (p_value <= alpha / family) & (gains - losses <= -margin * n)
+        return result
 
-    return 1.0 - _probability(n, discordance, drop, most_losses)
-
-
-def _probability(n: int, discordance: float, drop: float, most_losses: Callable[[Floats], Floats]) -> float:
-    """P(losses <= most_losses(gains + losses)) when gains and losses are trinomial."""
-    total = min(discordance + drop, 1.0)
-    if total <= 0:
-        return float(most_losses(np.zeros(1))[0] >= 0)
-    share = min((discordance / 2 + drop) / total, 1.0)
-    low, high = (int(binom.ppf(tail, n, total)) for tail in (1e-12, 1 - 1e-12))
-    discordant = np.arange(low, high + 1, dtype=np.float64)
-    most = np.minimum(most_losses(discordant), discordant)
-    return float(np.sum(binom.pmf(discordant, n, total) * binom.cdf(most, discordant, share)))
+    return 1.0 - probability(n, discordance / 2, discordance / 2 + drop, lambda g, k: ~refused(g, k))
 
 
 @lru_cache(maxsize=1024)
@@ -87,12 +65,6 @@ def items_needed(
     if drop >= margin:
         return None
     return _first(lambda n: power_to_pass(n, margin, discordance, drop=drop, alpha=alpha) >= power)
-
-
-def items_without_flips(margin: float, alpha: float = 0.05) -> int:
-    """Fewest items that can pass at all: with no changed answer the bound is -z^2 / (n + z^2)."""
-    q = float(norm.ppf(1 - alpha)) ** 2
-    return math.floor(q * (1 - margin) / margin) + 1
 
 
 @lru_cache(maxsize=1024)
@@ -169,13 +141,14 @@ def plan_gate(
     discordances: Sequence[float] = DISCORDANCES,
     power: float = 0.8,
     alpha: float | Mapping[str, float] = 0.05,
+    harm_alpha: float | None = None,
     family: int | None = None,
     min_items: Mapping[str, int] | None = None,
 ) -> GatePower:
     """What a gate with these absolute margins can decide on so many items of each metric.
 
-    `alpha` is one for all metrics or each one's own. `family` counts the harm tests that Holm adjusts over (default:
-    one a metric). A metric with fewer items than `min_items` never passes.
+    `alpha` is one for all metrics or each one's own; refusals share `harm_alpha` (default: `alpha`). `family` counts
+    the harm tests that Holm adjusts over (default: one a metric). With fewer items than `min_items` none passes.
     """
     family = len(margins) if family is None else family
     rows = []
@@ -189,6 +162,7 @@ def plan_gate(
                 discordance,
                 power=power,
                 alpha=alpha[metric] if isinstance(alpha, Mapping) else alpha,
+                harm_alpha=harm_alpha,
                 family=family,
                 min_items=(min_items or {}).get(metric, 1),
             )
@@ -207,13 +181,15 @@ def plan_row(
     *,
     power: float = 0.8,
     alpha: float = 0.05,
+    harm_alpha: float | None = None,
     family: int = 1,
     min_items: int = 1,
 ) -> PlanRow:
-    """What one metric can decide."""
+    """What one metric can decide; refusals are tested at `harm_alpha` (default: `alpha`)."""
     enough = items >= min_items
     chance = power_to_pass(items, margin, discordance, alpha=alpha) if enough else 0.0
-    detectable = minimum_detectable_drop(items, margin, discordance, power=power, alpha=alpha, family=family)
+    level = alpha if harm_alpha is None else harm_alpha
+    detectable = minimum_detectable_drop(items, margin, discordance, power=power, alpha=level, family=family)
     needed = items_needed(margin, discordance, power=power, alpha=alpha)
     needed = None if needed is None else max(needed, min_items)
     return PlanRow(metric, items, margin, alpha, discordance, chance, detectable, needed)

@@ -197,10 +197,13 @@ def _explain_line(path: Path, number: int, line: bytes, error: Exception) -> Dat
     return DataError(path, f"not a record: {error}", line=number)
 
 
-def pair(baseline: TaskRecords, candidate: TaskRecords) -> PairedTask:
-    """Match the two sides by id; a `DataError` when either side has an item that the other has not."""
+def pair(baseline: TaskRecords, candidate: TaskRecords, *, part: bool = False) -> PairedTask:
+    """Match the two sides by id; a `DataError` when either side has an item that the other has not.
+
+    With `part` the candidate may have answered some of the items only; the caller answers for which ones.
+    """
     for here, there, side in ((baseline, candidate, "candidate"), (candidate, baseline, "baseline")):
-        if len(here.ids) == len(there.ids) and here.ids == there.ids:
+        if (part and side == "candidate") or (len(here.ids) == len(there.ids) and here.ids == there.ids):
             continue
         missing = set(here.ids).difference(there.ids)
         if missing:
@@ -212,6 +215,9 @@ def pair(baseline: TaskRecords, candidate: TaskRecords) -> PairedTask:
                 remedy="Evaluate both sides on the same items; a verdict over a part of them would be biased.",
             )
     base_at = _by_id(baseline.ids)
+    if part and len(candidate.ids) < len(baseline.ids):
+        asked = set(candidate.ids)
+        base_at = np.array([at for at in base_at.tolist() if baseline.ids[at] in asked], dtype=np.int64)
     cand_at = base_at if baseline.ids == candidate.ids else _by_id(candidate.ids)
     return PairedTask(baseline, candidate, base_at, cand_at, _clusters(baseline, candidate, base_at, cand_at))
 

@@ -28,6 +28,12 @@ class MetricRule(Spec):
     gated: bool = Field(default=True, description="false: measured and reported, but it decides nothing.")
     direction: Literal["higher", "lower"] = Field(default="higher", description="Which way is better.")
     min_items: int | None = Field(default=None, ge=1, description="Fewer paired items than this never pass.")
+    alpha: float | None = Field(
+        default=None,
+        gt=0,
+        lt=0.5,
+        description="One-sided error rate of this metric's PASS; default: the gate's. Refusals use the gate's.",
+    )
 
     @model_validator(mode="after")
     def _one_margin(self) -> Self:
@@ -129,6 +135,12 @@ class GateSpec(Spec):
     inconclusive: Literal["refuse", "allow"] = "refuse"
     min_items: int = Field(default=1, ge=1, description="Fewer paired items than this never pass, for any metric.")
     slices: list[ShortSlice] = Field(default_factory=list)
+    early_stop: Literal["off", "regressed", "both"] = Field(
+        default="regressed",
+        description="Whether the evaluation may end before its last item. regressed: as soon as a drop beyond the "
+        "margin is certain. both: also as soon as every gated metric has passed, which takes more items to prove. "
+        "off: never.",
+    )
 
     @field_validator("metrics")
     @classmethod

@@ -29,7 +29,8 @@ def read_accepted(path: Path, text: str, *, records: tuple[Path, Path] | None = 
     Raises `RegressedError` or `InconclusiveError` when it does not, `DataError` when it is no verdict, contradicts
     itself, or, given the (baseline, candidate) records it rests on, is not what the gate computes from them.
     """
-    from sqtool.gate.verdict import Verdict, judge
+    from sqtool.gate.judge import judge
+    from sqtool.gate.verdict import Verdict
 
     try:
         verdict = Verdict.from_json(text)

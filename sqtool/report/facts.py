@@ -244,10 +244,7 @@ def _add_release(facts: Facts, release: Mapping[str, Any] | None, verdict: str |
     if verdict == "INCONCLUSIVE":
         held = "the gate could NOT decide, and the recipe allows that (gate.inconclusive: allow)"
     facts.why.insert(0, f"{held}; published as {release['path']}")
-    flags = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    served = next((text for name, text in facts.measured if name == "server flags"), "")
-    tools = " " + " ".join(flags) if "--tool-call-parser hermes" in served else ""
-    facts.serve = f"vllm serve {release['path']}{tools}"
+    facts.serve = str(release.get("serve") or "")
 
 
 def _read(path: Path) -> Any:

@@ -23,7 +23,7 @@ PER_SERVER = ("start_seconds",)
 
 def run(spec: GateSpec, inputs: Inputs, out: Path) -> StageResult:
     """Judge and write `out/verdict.json`."""
-    from sqtool.gate.verdict import judge
+    from sqtool.gate.judge import judge
 
     baseline, candidate = inputs.folders["baseline"], inputs.folders["evaluate"]
     bindings = bindings_of(baseline, candidate)

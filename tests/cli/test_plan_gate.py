@@ -123,7 +123,7 @@ def test_plan_says_what_the_gate_can_decide(sqtool_: Sqtool, machine: Machine) -
     assert (row[:5], row[6]) == (["quiz.exact_match", "400", "2.00", "1 %", f"{100 * chance:.1f} %"], f"{needed:,}")
     assert "The gated metric" in said.out
     assert cells(said.out, "n_words=")[0] == ["n_words=up to 2", "quiz.exact_match", "300", "pass", "yes"]
-    assert cells(said.out, "n_words=over 2")[0][-1] == "not judged: needs 133 items"
+    assert cells(said.out, "n_words=over 2")[0][-1] == "not judged: needs 149 items"
     assert "warning: the gate cannot PASS: quiz.exact_match[n_words=over 2, up to 9] has 100 items" in said.out
     assert machine.asked == machine.quantized == []
     document = sqtool_("plan", "mine.yaml", "--json").json
@@ -141,7 +141,7 @@ def test_plan_says_when_a_limit_leaves_too_few(sqtool_: Sqtool, machine: Machine
     said = sqtool_("plan", "mine.yaml")
     assert said.code == 0, "a warning, no error"
     assert (
-        "warning: the gate cannot PASS: quiz.exact_match has 50 items, and a margin of 2 points needs at least 133 "
+        "warning: the gate cannot PASS: quiz.exact_match has 50 items, and a margin of 2 points needs at least 149 "
         "even if no answer changes"
     ) in said.out
     run = sqtool_("quantize", "mine.yaml", "--until", "baseline")

@@ -73,7 +73,7 @@ def test_the_plan_at_what_was_measured(write_records: Write) -> None:
     for row, discordance in ((metric.at_estimate, 0.04), (metric.at_upper, metric.upper)):
         assert (row.items, row.margin, row.discordance) == (600, 0.02, discordance)
         assert row.power_to_pass == power_to_pass(600, 0.02, discordance)
-        assert row.detectable_drop == minimum_detectable_drop(600, 0.02, discordance)
+        assert row.detectable_drop == minimum_detectable_drop(600, 0.02, discordance, alpha=0.04)
         assert row.items_for_power == items_needed(0.02, discordance)
     assert found.all_pass == joint([metric.at_estimate.power_to_pass])
     assert found.all_pass_at_upper == joint([metric.at_upper.power_to_pass])

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sqtool.errors import DataError
+from sqtool.gate.judge import judge
 from sqtool.gate.plan import PlannedTask, plan
 from sqtool.gate.power import (
     items_needed,
@@ -25,7 +26,6 @@ from sqtool.gate.power import (
 )
 from sqtool.gate.records import TaskRecords, load
 from sqtool.gate.spec import GateSpec
-from sqtool.gate.verdict import judge
 
 Write = Callable[..., Path]
 
@@ -65,10 +65,11 @@ def test_the_figures_are_powers_at_each_metrics_own_items_and_margin() -> None:
         ("a.some", 520, "items", 0.01, True),
         ("b.m", 300, "items", 0.05, True),
     ]
+    assert found.harm_alpha == pytest.approx(0.08), "stopping early has a fifth of alpha"
     assert len(found.power.rows) == 3 * 3
     for row in found.power.rows:
         assert row.power_to_pass == power_to_pass(row.items, row.margin, row.discordance, alpha=0.1)
-        drop = minimum_detectable_drop(row.items, row.margin, row.discordance, alpha=0.1, family=3)
+        drop = minimum_detectable_drop(row.items, row.margin, row.discordance, alpha=found.harm_alpha, family=3)
         assert row.detectable_drop == drop
         assert row.items_for_power == items_needed(row.margin, row.discordance, alpha=0.1)
     for discordance, both in found.power.all_pass.items():
@@ -76,6 +77,28 @@ def test_the_figures_are_powers_at_each_metrics_own_items_and_margin() -> None:
         assert both == joint(chances)
     assert not found.warnings
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["power"]["power"] == 0.8
+
+
+def test_stopping_early_costs_refusals_and_never_a_pass() -> None:
+    off, regressed, both = (
+        plan(spec_of({"a.m": 0.02}, early_stop=mode), {"a": stand_in(600)}) for mode in ("off", "regressed", "both")
+    )
+    assert (off.harm_alpha, regressed.harm_alpha) == (0.05, pytest.approx(0.04))
+    for one, other in zip(off.power.rows, regressed.power.rows, strict=True):
+        assert one.power_to_pass == other.power_to_pass
+        assert (one.detectable_drop or 0) <= (other.detectable_drop or 0)
+    assert off.notes == regressed.notes == ()
+    assert "by a sequence, which needs more items" in both.notes[0]
+
+
+def test_a_metrics_own_alpha_is_for_its_pass() -> None:
+    rules = {"a.m": {"max_drop": 0.02, "alpha": 0.01}, "a.n": 0.02}
+    found = plan(spec_of(rules), {"a": stand_in(200, scores={"m": [1.0] * 200, "n": [1.0] * 200})})
+    strict, usual = found.metrics
+    assert (strict.alpha, strict.can_pass, strict.items_needed) == (0.01, False, items_needed(0.02, 0.0, alpha=0.01))
+    assert (usual.alpha, usual.can_pass) == (0.05, True)
+    drops = {row.detectable_drop for row in found.power.rows if row.discordance == 0.01}
+    assert len(drops) == 1, "refusals share the gate's alpha"
 
 
 def test_alphas_may_differ() -> None:
@@ -146,8 +169,8 @@ def test_slices() -> None:
     found = plan(spec_of({"a.m": 0.02}, slices=slices), {"a": stand_in(600, kinds=kinds, fields=fields)})
     assert [(part.name, part.items, part.can_pass, part.items_needed) for part in found.slices] == [
         ("a.m[kind=easy]", 500, True, None),
-        ("a.m[kind=hard]", 100, False, 133),
-        ("a.m[n=up to 0]", 60, False, 133),
+        ("a.m[kind=hard]", 100, False, 149),
+        ("a.m[n=up to 0]", 60, False, 149),
         ("a.m[n=over 0, up to 4]", 240, True, None),
         ("a.m[n=over 4]", 300, True, None),
     ]

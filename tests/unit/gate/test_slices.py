@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sqtool.errors import DataError
+from sqtool.gate.judge import judge
 from sqtool.gate.records import PairedTask, TaskRecords, load, metric_slices, pair, paired_metric, slice_values
 from sqtool.gate.spec import GateSpec, SliceRule
-from sqtool.gate.verdict import judge
 
 Write = Callable[..., Path]
 

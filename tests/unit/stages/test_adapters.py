@@ -263,7 +263,7 @@ def test_the_gate_plans_the_items_that_each_metric_applies_to(inputs: Inputs, tm
     assert [(part["value"], part["items"]) for part in planned(None)["slices"]][:2] == [("1", 150), ("2", 150)]
     few = planned(100)
     assert [m["items"] for m in few["metrics"]] == [75, 100, 100]
-    assert "t.schema_valid has 75 items, and a margin of 2 points needs at least 133" in few["warnings"][0]
+    assert "t.schema_valid has 75 items, and a margin of 2 points needs at least 149" in few["warnings"][0]
 
 
 def test_the_gate_plans_on_the_baselines_records_where_there_are_any(inputs: Inputs, tmp_path: Path) -> None:
