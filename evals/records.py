@@ -106,7 +106,7 @@ def record(task: str, item: Item, answer: Answer, score: Score) -> dict[str, Any
         "id": item.id,
         "kind": item.kind,
         "cluster": item.cluster,
-        "fields": dict(item.fields),
+        "fields": item.slice_fields(),
         "scores": dict(score.scores),
         "failure": score.failure,
         "detail": score.detail,

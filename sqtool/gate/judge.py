@@ -23,9 +23,8 @@ from sqtool.gate.records import (
     PairedMetric,
     TaskRecords,
     metric_names,
+    metric_slices,
     paired_metric,
-    recode,
-    slice_values,
     task_files,
 )
 from sqtool.gate.sides import Task, load_tasks, records_files, task_of
@@ -191,20 +190,8 @@ def _check_stop(
 def _slices(spec: GateSpec, entry: _Entry) -> list[_Entry]:
     parts = []
     for rule in spec.slices:
-        values = np.array(slice_values(entry.task.paired, rule.field), dtype=object)[entry.data.rows]
-        found = sorted(set(values.tolist()) - {""})
-        if not found:
-            raise DataError(
-                entry.task.paired.baseline.path,
-                "is in gate.slices, and no item that is scored has it",
-                field=rule.field,
-            )
-        for value in found:
-            rows = np.flatnonzero(values == value).astype(np.int64)
-            whole = entry.data
-            codes = recode(whole.codes, rows)
-            data = PairedMetric(whole.baseline[rows], whole.candidate[rows], codes, whole.rows[rows])
-            result = compare(data.baseline, data.candidate, codes, entry.rule, spec.alpha, spec.min_items)
+        for value, data in metric_slices(entry.task.paired, entry.data, rule):
+            result = compare(data.baseline, data.candidate, data.codes, entry.rule, spec.alpha, spec.min_items)
             parts.append(
                 _Entry(
                     entry.metric,

@@ -8,8 +8,9 @@ sums over the trinomial distribution of (gains, losses), not normal approximatio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ def passes(gains: Floats, losses: Floats, n: float, margin: float, alpha: float)
     return result
 
 
+@lru_cache(maxsize=4096)
 def power_to_pass(n: int, margin: float, discordance: float, *, drop: float = 0.0, alpha: float = 0.05) -> float:
     """Probability that the metric passes. With drop = margin this is the false-accept rate."""
     if n < items_without_flips(margin, alpha):
@@ -55,6 +57,7 @@ def power_to_refuse(
     return 1.0 - probability(n, discordance / 2, discordance / 2 + drop, lambda g, k: ~refused(g, k))
 
 
+@lru_cache(maxsize=1024)
 def items_needed(
     margin: float, discordance: float, *, drop: float = 0.0, power: float = 0.8, alpha: float = 0.05
 ) -> int | None:
@@ -64,6 +67,7 @@ def items_needed(
     return _first(lambda n: power_to_pass(n, margin, discordance, drop=drop, alpha=alpha) >= power)
 
 
+@lru_cache(maxsize=1024)
 def minimum_detectable_drop(
     n: int, margin: float, discordance: float, *, power: float = 0.8, alpha: float = 0.05, family: int = 1
 ) -> float | None:
@@ -94,11 +98,16 @@ def smallest_margin(n: int, discordance: float, *, power: float = 0.8, alpha: fl
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One metric at one assumed discordance. Probabilities and drops are shares of 1; None: not reachable."""
+    """One metric at one discordance. Probabilities and drops are shares of 1; None: not reachable.
+
+    `power_to_pass` is for a candidate that did not change for the worse, `detectable_drop` is REGRESSED with the
+    plan's power, and on `items_for_power` items an unchanged candidate passes with that power.
+    """
 
     metric: str
     items: int
     margin: float
+    alpha: float
     discordance: float
     power_to_pass: float
     detectable_drop: float | None
@@ -108,18 +117,16 @@ class PlanRow:
 @dataclass(frozen=True)
 class GatePower:
     """The plan of a whole gate. `all_pass[discordance]` is (lower bound, value if metrics were independent) of the
-    probability that every gated metric passes when nothing changed."""
+    probability that every metric passes when nothing changed."""
 
     rows: tuple[PlanRow, ...]
     all_pass: dict[float, tuple[float, float]]
     power: float
-    alpha: float
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able."""
         return {
             "power": self.power,
-            "alpha": self.alpha,
             "rows": [asdict(row) for row in self.rows],
             "all_pass": [
                 {"discordance": d, "at_least": low, "if_independent": free} for d, (low, free) in self.all_pass.items()
@@ -128,27 +135,69 @@ class GatePower:
 
 
 def plan_gate(
-    margins: dict[str, float],
-    items: dict[str, int],
+    margins: Mapping[str, float],
+    items: Mapping[str, int],
     *,
     discordances: Sequence[float] = DISCORDANCES,
     power: float = 0.8,
-    alpha: float = 0.05,
+    alpha: float | Mapping[str, float] = 0.05,
+    harm_alpha: float | None = None,
+    family: int | None = None,
+    min_items: Mapping[str, int] | None = None,
 ) -> GatePower:
-    """What a gate with these absolute margins can decide on so many items of each metric."""
+    """What a gate with these absolute margins can decide on so many items of each metric.
+
+    `alpha` is one for all metrics or each one's own; refusals share `harm_alpha` (default: `alpha`). `family` counts
+    the harm tests that Holm adjusts over (default: one a metric). With fewer items than `min_items` none passes.
+    """
+    family = len(margins) if family is None else family
     rows = []
     all_pass = {}
     for discordance in discordances:
-        chances = []
-        for metric, margin in margins.items():
-            n = items[metric]
-            chance = power_to_pass(n, margin, discordance, alpha=alpha)
-            chances.append(chance)
-            detectable = minimum_detectable_drop(n, margin, discordance, power=power, alpha=alpha, family=len(margins))
-            needed = items_needed(margin, discordance, power=power, alpha=alpha)
-            rows.append(PlanRow(metric, n, margin, discordance, chance, detectable, needed))
-        all_pass[discordance] = (max(0.0, 1 - sum(1 - chance for chance in chances)), math.prod(chances))
-    return GatePower(tuple(rows), all_pass, power, alpha)
+        found = [
+            plan_row(
+                metric,
+                items[metric],
+                margin,
+                discordance,
+                power=power,
+                alpha=alpha[metric] if isinstance(alpha, Mapping) else alpha,
+                harm_alpha=harm_alpha,
+                family=family,
+                min_items=(min_items or {}).get(metric, 1),
+            )
+            for metric, margin in margins.items()
+        ]
+        rows += found
+        all_pass[discordance] = joint([row.power_to_pass for row in found])
+    return GatePower(tuple(rows), all_pass, power)
+
+
+def plan_row(
+    metric: str,
+    items: int,
+    margin: float,
+    discordance: float,
+    *,
+    power: float = 0.8,
+    alpha: float = 0.05,
+    harm_alpha: float | None = None,
+    family: int = 1,
+    min_items: int = 1,
+) -> PlanRow:
+    """What one metric can decide; refusals are tested at `harm_alpha` (default: `alpha`)."""
+    enough = items >= min_items
+    chance = power_to_pass(items, margin, discordance, alpha=alpha) if enough else 0.0
+    level = alpha if harm_alpha is None else harm_alpha
+    detectable = minimum_detectable_drop(items, margin, discordance, power=power, alpha=level, family=family)
+    needed = items_needed(margin, discordance, power=power, alpha=alpha)
+    needed = None if needed is None else max(needed, min_items)
+    return PlanRow(metric, items, margin, alpha, discordance, chance, detectable, needed)
+
+
+def joint(chances: Sequence[float]) -> tuple[float, float]:
+    """(lower bound whatever the dependence, value under independence) of the probability that all events happen."""
+    return max(0.0, 1 - sum(1 - chance for chance in chances)), math.prod(chances)
 
 
 def _first(holds: Callable[[int], bool]) -> int | None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.spec import EvaluateSpec
 from sqtool.errors import InconclusiveError, InfrastructureError, RegressedError, UsageError, did_you_mean
 from sqtool.files import write_text
 from sqtool.gate.spec import GateSpec
 from sqtool.runfolder import RESULT, read_result
 from sqtool.stages.baseline import RECORDS
 from sqtool.stages.contract import Estimate, Inputs, StageResult
+from sqtool.stages.measuring import item_facts
+
+if TYPE_CHECKING:
+    from sqtool.gate.plan import GatePlan, PlannedTask
 
 if TYPE_CHECKING:
     from sqtool.gate.control import ControlMetric
@@ -119,17 +124,67 @@ def check(spec: GateSpec, summary: dict[str, Any]) -> None:
 
 
 def preflight(spec: GateSpec, inputs: Inputs) -> Estimate:
-    """UsageError when a metric belongs to a task that nobody evaluates."""
-    from evals.spec import EvaluateSpec
-    from evals.tasks import find_task, read_task
+    """UsageError when a metric belongs to a task that nobody evaluates; says what the gate can decide."""
+    planned = plan_of(spec, inputs)
+    return Estimate(2.0, rule="reads the records", details={"gate": planned.to_dict()}, warnings=planned.warnings)
+
+
+def details(spec: GateSpec, inputs: Inputs) -> dict[str, Any]:
+    return {"gate": plan_of(spec, inputs).to_dict()}
+
+
+def plan_of(spec: GateSpec, inputs: Inputs) -> GatePlan:
+    """What this gate can decide: on the baseline's records where there are any, else on the tasks' items."""
+    from sqtool.gate.plan import plan
 
     section = inputs.sections["evaluate"]
     assert isinstance(section, EvaluateSpec)
-    tasks = [read_task(find_task(name, inputs.root)).task for name in section.tasks]
+    _check_tasks(spec, section, inputs.root)
+    baseline = inputs.folders.get("baseline")
+    if baseline is not None and read_result(baseline) is not None:
+        return plan(spec, _recorded(spec, baseline / RECORDS))
+    return plan(spec, _expected(section, inputs.root))
+
+
+def _check_tasks(spec: GateSpec, section: EvaluateSpec, root: Path) -> None:
+    from evals.tasks import find_task, read_task
+
+    tasks = [read_task(find_task(name, root)).task for name in section.tasks]
     for name in spec.metrics:
         task = name.rpartition(".")[0]
         if task not in tasks:
             raise UsageError(
                 f"gate.metrics.{name}: evaluate.tasks names no task {task!r}", remedy=did_you_mean(task, tasks)
             )
-    return Estimate(2.0, rule="reads the records")
+
+
+def _recorded(spec: GateSpec, folder: Path) -> dict[str, PlannedTask]:
+    from sqtool.gate.plan import PlannedTask
+    from sqtool.gate.records import load, task_files
+
+    needed = {name.rpartition(".")[0] for name in spec.gated}
+    with_fields = any(rule.field != "kind" for rule in spec.slices)
+    files = task_files(folder)
+    return {task: PlannedTask(load(files[task], with_fields=with_fields), measured=True) for task in sorted(needed)}
+
+
+def _expected(section: EvaluateSpec, root: Path) -> dict[str, PlannedTask]:
+    """Stand-ins for the records that the baseline will have."""
+    import numpy as np
+
+    from sqtool.gate.plan import PlannedTask
+    from sqtool.gate.records import TaskRecords
+
+    tasks = {}
+    for name, facts in item_facts(section, root).items():
+        records = TaskRecords(
+            path=facts.path,
+            sha256="",
+            ids=list(facts.ids),
+            clusters=list(facts.clusters),
+            kinds=list(facts.kinds),
+            fields=list(facts.fields),
+            scores={metric: np.where(applies, 1.0, np.nan) for metric, applies in facts.applies.items()},
+        )
+        tasks[name] = PlannedTask(records, measured=False)
+    return tasks
