@@ -28,6 +28,7 @@ def of_regression(
 ) -> list[str]:
     """For a REGRESSED verdict; `methods` as in the recipe (`{name: options}`), `layers` the worst ones first."""
     advice = []
+    everywhere = []
     for change in changes:
         if change.worse > BROKEN * change.items:
             advice.append(
@@ -40,7 +41,12 @@ def of_regression(
             advice.append(f"{change.metric}: of the answers that got worse most fail the same way: {cause}.")
             continue
         one = only_kind(change)
-        advice.append(_one_kind(change, one, methods) if one is not None else _everywhere(change, methods))
+        if one is None:
+            everywhere.append(change)
+        else:
+            advice.append(_one_kind(change, one, methods))
+    if everywhere:
+        advice.append(_more_precision(everywhere, methods))
     if layers:
         names = ", ".join(str(layer["name"]) for layer in layers)
         advice.append(f"The layers with the largest error are {names}: leave them in 16 bits with `ignore`.")
@@ -72,8 +78,8 @@ def _one_kind(change: Change, kind: Part, methods: Sequence[Mapping[str, Any]]) 
     )
 
 
-def _everywhere(change: Change, methods: Sequence[Mapping[str, Any]]) -> str:
-    where = f"all of kind {change.kinds[0].value}" if len(change.kinds) == 1 else "spread over its kinds"
+def _more_precision(changes: Sequence[Change], methods: Sequence[Mapping[str, Any]]) -> str:
+    lost = ", ".join(f"{c.metric} ({c.worse:,} of {c.items:,} items, {_where(c)})" for c in changes)
     steps = []
     options: Mapping[str, Any] = {}
     for step in methods:
@@ -90,9 +96,13 @@ def _everywhere(change: Change, methods: Sequence[Mapping[str, Any]]) -> str:
         steps.append("smoothquant before it")
     steps.append("more bits (W8A16, fp8)" if scheme.startswith("W4") else "more bits, or fewer layers")
     return (
-        f"{change.metric}: {change.worse:,} of {change.items:,} items got worse, {where}, so it is precision that is "
-        f"missing rather than calibration data. Try {', '.join(steps)}."
+        f"{lost}: no single kind among others is to blame, so it is precision that is missing rather than calibration "
+        f"data. Try {', '.join(steps)}."
     )
+
+
+def _where(change: Change) -> str:
+    return f"all of kind {change.kinds[0].value}" if len(change.kinds) == 1 else "spread over its kinds"
 
 
 def _calibrated(methods: Sequence[Mapping[str, Any]]) -> bool:

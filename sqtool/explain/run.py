@@ -39,7 +39,7 @@ class Explanation:
     name: str
     outcome: str
     verdict: str = ""
-    """PASS, REGRESSED or INCONCLUSIVE; empty when the gate was not reached."""
+    """PASS, REGRESSED or INCONCLUSIVE; empty when the gate was not reached and there are no records to judge."""
     why: list[str] = field(default_factory=list)
     words: str = ""
     """The verdict in words, several lines."""
@@ -67,11 +67,13 @@ def explain_run(path: Path) -> Explanation:
         told.drift = _drift(places["evaluate"], finished["evaluate"][1])
     if "quantize" in places:
         told.layers = _layers(places["quantize"] / LAYERS)
+    judged = _judge_now(told, folder, places) if "gate" not in places else None
     if "gate" not in places:
-        _no_verdict(told, folder, state, error, judgeable={"baseline", "evaluate"} <= set(places))
-        return told
+        _no_verdict(told, folder, state, error)
+        if judged is None:
+            return told
     try:
-        verdict = _read_verdict(told, places["gate"] / VERDICT)
+        verdict = judged or _read_verdict(told, places["gate"] / VERDICT)
         blocking = _blocking(verdict)
         _changes(told, verdict, blocking, places)
         _advise(told, verdict, blocking, _methods(folder))
@@ -80,29 +82,44 @@ def explain_run(path: Path) -> Explanation:
             f"the verdict cannot be explained further ({type(fault).__name__}: {fault}); `sqtool gate {told.name}` "
             "judges the records again"
         )
-    if error and told.outcome not in ("refused", "inconclusive"):
+    if error and "gate" in places and told.outcome not in ("refused", "inconclusive"):
         # The verdict is one thing, what stopped the run behind the gate another.
         told.advice += [str(error["remedy"])] if error.get("remedy") else []
     return told
 
 
-def _no_verdict(
-    told: Explanation, folder: RunFolder, state: Mapping[str, Any], error: Mapping[str, Any], *, judgeable: bool
-) -> None:
+def _no_verdict(told: Explanation, folder: RunFolder, state: Mapping[str, Any], error: Mapping[str, Any]) -> None:
     stage = next((r["name"] for r in state["stages"] if r["state"] in ("failed", "cancelled", "running")), "")
     if told.outcome == "done":
         told.why.append(f"the run was to end at {state.get('until')}, before the gate")
     elif told.outcome == "running":
         told.why.append("the run has not ended: it is in progress, or it was killed")
-    told.notes.append(f"there is no verdict: the run stopped in the stage {stage}" if stage else "there is no verdict")
+    if stage:
+        told.notes.append(f"there is no verdict: the run stopped in the stage {stage}")
     if error.get("remedy"):
         told.advice.append(str(error["remedy"]))
     if stage and folder.failed(stage).is_dir():
         told.advice.append(f"What the stage left is in {folder.failed(stage)}, the log in {folder.log}.")
-    if judgeable:
-        told.advice.append(f"Both sides are evaluated: `sqtool gate {told.name}` judges them.")
-    elif told.outcome != "failed":
+    if told.outcome != "failed":
         told.advice.append("`sqtool quantize` with the same recipe goes on behind the last finished stage.")
+
+
+def _judge_now(told: Explanation, folder: RunFolder, places: Mapping[str, Path]) -> Mapping[str, Any] | None:
+    """What the recipe's gate would say of a run that has both sides' records and ended before its gate."""
+    from sqtool.gate.explain import explain
+    from sqtool.gate.spec import GateSpec
+    from sqtool.gate.verdict import judge
+
+    if not {"baseline", "evaluate"} <= set(places):
+        return None
+    try:
+        spec = GateSpec.model_validate(read_json(folder.recipe_json)["gate"])
+        verdict = judge(spec, places["baseline"] / RECORDS, places["evaluate"] / RECORDS)
+    except (DataError, KeyError, TypeError, ValueError):
+        return None
+    told.notes.append("judged just now from its records; that is no verdict of the run, and nothing is written")
+    told.verdict, told.words = verdict.outcome, explain(verdict)
+    return verdict.model_dump(mode="json", by_alias=True)
 
 
 def _read_verdict(told: Explanation, path: Path) -> Mapping[str, Any]:

@@ -77,8 +77,12 @@ def test_all_problems_of_a_plan_are_said(ended: Ended) -> None:
 
 
 def test_evaluated_but_not_judged(ended: Ended) -> None:
-    told = explain_run(ended("done", drop=STAGES[4:]))
-    assert "Both sides are evaluated: `sqtool gate demo` judges them." in told.advice
+    folder = ended("done", wrong=80, drop=STAGES[4:])
+    assert explain_run(folder).verdict == "", "without the recipe there is nothing to judge by"
+    write_json(folder / "recipe.json", {"gate": {"metrics": {"recall.exact_match": 0.02}}})
+    told = explain_run(folder)
+    assert (told.verdict, told.changes[0].worse) == ("REGRESSED", 80)
+    assert told.notes == ["judged just now from its records; that is no verdict of the run, and nothing is written"]
 
 
 def test_a_failure_behind_the_gate_keeps_the_verdict_and_adds_the_remedy(ended: Ended) -> None:
