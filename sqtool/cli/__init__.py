@@ -23,7 +23,8 @@ COMMANDS = {
     "eval": "Evaluate a recipe's candidate, or any model, on tasks.",
     "gate": "Judge a candidate against its baseline; the exit code is the verdict.",
     "speculate": "Run a recipe up to the four arms of speculative decoding.",
-    "report": "Show or write again the report of a run.",
+    "report": "Show or write again the report of a run, also for CI.",
+    "explain": "Say why a verdict is what it is, and where to look.",
     "schema": "Print the JSON Schema of a recipe, for editors.",
     "doctor": "Say what this machine lacks and the command that repairs it.",
 }
