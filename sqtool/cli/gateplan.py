@@ -11,6 +11,7 @@ from sqtool.report.numbers import percent, signed_points
 
 HEADERS = ("metric", "items", "margin", "answers that change", "PASS if no worse", "REGRESSED from", "items for {}")
 SLICE_HEADERS = ("slice", "metric", "items", "require", "judged")
+STOP_HEADERS = ("true drop", "items asked on average", "PASS", "REGRESSED")
 MEASURED_HEADERS = (
     "metric", "items", "better/worse", "answers that change", "difference", "PASS if no worse", "REGRESSED from",
     "items for {}",
@@ -18,10 +19,10 @@ MEASURED_HEADERS = (
 
 
 def show_gate(terminal: Terminal, gate: Mapping[str, Any]) -> None:
-    """A gate's plan (`GatePlan.to_dict()`): powers at assumed discordances, slices, notes. A further part of the plan
-    (expected items where an evaluation may stop early) is one function more, called here."""
+    """A gate's plan (`GatePlan.to_dict()`): powers at assumed discordances, slices, stopping early, notes."""
     _powers(terminal, gate)
     _slices(terminal, gate)
+    _stopping(terminal, gate)
     for note in gate["notes"]:
         terminal.say(f"  note: {note}")
 
@@ -100,6 +101,27 @@ def _slices(terminal: Terminal, gate: Mapping[str, Any]) -> None:
             f"  {lost} of {len(rows)} slices have too few items to pass even if no answer changes; they are not "
             "judged, unless they regressed."
         )
+
+
+def _stopping(terminal: Terminal, gate: Mapping[str, Any]) -> None:
+    """One table, for the metric with the most items; `--json` has them all."""
+    rows = gate["stopping"]
+    if not rows:
+        return
+    largest = max(rows, key=lambda row: row["items"])["metric"]
+    shown = [
+        (
+            f"{100 * row['drop']:.2f}",
+            f"{row['expected_items']:,.0f} of {row['items']:,}",
+            f"{_chance(row['passes'])} / {_chance(row['passes_if_off'])}",
+            f"{_chance(row['regressed'])} / {_chance(row['regressed_if_off'])}",
+        )
+        for row in rows
+        if row["metric"] == largest
+    ]
+    terminal.say()
+    terminal.table(STOP_HEADERS, tuple(shown), f"Stopping early: {largest}, 3 % of answers change")
+    terminal.say("  Of two figures the second is without stopping early. A drop beyond the margin ends the evaluation.")
 
 
 def _judged(part: Mapping[str, Any]) -> str:

@@ -107,14 +107,15 @@ def _no_verdict(told: Explanation, folder: RunFolder, state: Mapping[str, Any], 
 def _judge_now(told: Explanation, folder: RunFolder, places: Mapping[str, Path]) -> Mapping[str, Any] | None:
     """What the recipe's gate would say of a run that has both sides' records and ended before its gate."""
     from sqtool.gate.explain import explain
+    from sqtool.gate.judge import judge
     from sqtool.gate.spec import GateSpec
-    from sqtool.gate.verdict import judge
 
     if not {"baseline", "evaluate"} <= set(places):
         return None
     try:
         spec = GateSpec.model_validate(read_json(folder.recipe_json)["gate"])
-        verdict = judge(spec, places["baseline"] / RECORDS, places["evaluate"] / RECORDS)
+        control = places["control"] / RECORDS if "control" in places else None
+        verdict = judge(spec, places["baseline"] / RECORDS, places["evaluate"] / RECORDS, control=control)
     except (DataError, KeyError, TypeError, ValueError):
         return None
     told.notes.append("judged just now from its records; that is no verdict of the run, and nothing is written")
@@ -177,7 +178,7 @@ def _pair(task: str, places: Mapping[str, Path]) -> PairedTask:
         if task not in files:
             raise DataError(places[stage] / RECORDS, f"holds no records of task {task!r}")
         sides.append(load(files[task], with_fields=True))
-    return pair(*sides)
+    return pair(*sides, part=True)  # an evaluation may have ended early
 
 
 def _same_records(told: Explanation, verdict: Mapping[str, Any], task: str, records: PairedTask) -> None:

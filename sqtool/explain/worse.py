@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from sqtool.errors import DataError
 from sqtool.gate.intervals import Floats
 from sqtool.gate.records import PairedMetric, PairedTask, paired_metric, slice_values
+from sqtool.gate.spec import SliceRule
 
 EXAMPLES = 3
 PARTS = 3
@@ -112,7 +114,10 @@ def _fields(task: PairedTask) -> list[str]:
 
 def _parts(task: PairedTask, data: PairedMetric, moved: Floats, field: str) -> Iterator[tuple[Part, float]]:
     """The parts that `field` makes, each with the normal score of its change, that of the gate's sign-flip test."""
-    values = np.array(slice_values(task, field), dtype=object)[data.rows]
+    try:
+        values = np.array(slice_values(task, SliceRule(field=field)), dtype=np.object_)[data.rows]
+    except DataError:  # a field whose value is null everywhere parts nothing
+        return
     values = _binned(values) if field != "kind" else values
     names = sorted(set(values.tolist()) - {""})
     if len(names) > MOST_VALUES:

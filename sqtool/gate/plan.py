@@ -29,6 +29,7 @@ from sqtool.gate.records import (
     paired_metric,
 )
 from sqtool.gate.spec import GateSpec, MetricRule, SliceRule
+from sqtool.gate.stop_plan import StopRow, stop_rows
 from sqtool.gate.stopping import harm_alpha
 
 Counted = Literal["baseline", "items", "at_most"]
@@ -94,25 +95,28 @@ class SlicePlan:
 class GatePlan:
     """A gate's plan. `power` has a row for each gated metric and each slice that is required to pass, at each assumed
     discordance, but for those whose margin is not known yet. `tests` is how many harm tests Holm adjusts over, and
-    `harm_alpha` what these share (stopping early has the rest of alpha)."""
+    `harm_alpha` what these share (stopping early has the rest of alpha). `stopping` says what that saves and costs."""
 
     metrics: tuple[MetricPlan, ...]
     slices: tuple[SlicePlan, ...]
     power: GatePower
     tests: int
     harm_alpha: float
+    stopping: tuple[StopRow, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: {"tests", "harm_alpha", "metrics": [fields of MetricPlan], "slices": ["name" and fields of
-        SlicePlan], "power": GatePower.to_dict(), "notes": [text], "warnings": [text]}."""
+        SlicePlan], "power": GatePower.to_dict(), "stopping": [StopRow.to_dict()], "notes": [text],
+        "warnings": [text]}."""
         return {
             "tests": self.tests,
             "harm_alpha": self.harm_alpha,
             "metrics": [asdict(metric) for metric in self.metrics],
             "slices": [{"name": part.name, **asdict(part)} for part in self.slices],
             "power": self.power.to_dict(),
+            "stopping": [row.to_dict() for row in self.stopping],
             "notes": list(self.notes),
             "warnings": list(self.warnings),
         }
@@ -157,7 +161,10 @@ def plan(spec: GateSpec, tasks: Mapping[str, PlannedTask], *, discordances: Sequ
     refusing = harm_alpha(spec)
     power = _power(metrics, slices, tests, refusing, discordances)
     warnings = tuple(_warnings(metrics, slices))
-    return GatePlan(tuple(metrics), tuple(slices), power, tests, refusing, tuple(notes), warnings)
+    # The same figures for each metric of the same size and margin: one is enough.
+    largest = {(m.items, m.margin): (m.metric, m.items, m.margin) for m in reversed(metrics) if m.margin is not None}
+    stopping = stop_rows(spec, reversed(largest.values()))
+    return GatePlan(tuple(metrics), tuple(slices), power, tests, refusing, stopping, tuple(notes), warnings)
 
 
 def _scores(task: PairedTask, name: str, known: PlannedTask) -> tuple[PairedMetric, Counted]:

@@ -17,7 +17,8 @@ from sqtool.gate.spec import GateSpec
 from sqtool.pipeline.job import Job
 from sqtool.pipeline.plan import Plan, Step
 from sqtool.pipeline.run import with_sections
-from sqtool.stages.gate import RECORDS, plan_of
+from sqtool.stages.baseline import RECORDS
+from sqtool.stages.gate import plan_of
 
 if TYPE_CHECKING:
     from sqtool.gate.measured import Measured
@@ -38,7 +39,9 @@ def pilot_job(job: Job, items: int, checkpoint: Path | None = None) -> Job:
     if not isinstance(evaluate, EvaluateSpec):
         raise UsageError(f"{job.name} has no evaluation to make a pilot of")
     limit = items if evaluate.limit is None else min(items, evaluate.limit)
-    small = with_sections(job, evaluate=evaluate.model_copy(update={"limit": limit, "drift": None}))
+    gate = job.sections["gate"].model_copy(update={"early_stop": "off"})  # what is measured is not to be cut short
+    few = evaluate.model_copy(update={"limit": limit, "drift": None, "control": None})
+    small = with_sections(job, evaluate=few, gate=gate)
     if checkpoint is not None:
         small = replace(with_sections(small, quantize=QuantizeSpec(checkpoint=str(checkpoint))), checkpoint=checkpoint)
     return replace(small, name=job.name + SUFFIX)
@@ -71,6 +74,8 @@ def last_run(plan: Plan) -> Measured | None:
         return None
     if not all((step.folder / RECORDS).is_dir() for step in (baseline, evaluate)):
         return None  # somebody tidied up
+    if ((evaluate.result or {}).get("summary") or {}).get("ended_by"):
+        return None  # it ended early, where the answers seen were unusually bad
     return measured(plan, baseline.folder, evaluate.folder)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sqtool.files import read_json, write_json
+from sqtool.gate.judge import judge
 from sqtool.gate.spec import GateSpec
-from sqtool.gate.verdict import judge
 from tests.unit.report.conftest import Make, make_run
 
 __all__ = ["make_run"]
