@@ -18,6 +18,7 @@ from typing import Any
 
 from evals.items import Item
 from evals.scorers import Answer, Score, ToolCall
+from evals.scorers.builtin import builtin_scores
 from evals.spec import EngineSpec, GenerationSpec
 from sqtool.files import canonical_json, sha256_text, write_text
 
@@ -99,15 +100,16 @@ class PartWriter:
         self._handle.close()
 
 
-def record(task: str, item: Item, answer: Answer, score: Score) -> dict[str, Any]:
-    """One line of `records/<task>.jsonl`."""
+def record(task: str, item: Item, answer: Answer, score: Score, max_tokens: int) -> dict[str, Any]:
+    """One line of `records/<task>.jsonl`; `max_tokens` is what the answer was allowed, unless the item says it."""
+    scores = {**score.scores, **builtin_scores(answer, item.max_tokens or max_tokens)}
     return {
         "task": task,
         "id": item.id,
         "kind": item.kind,
         "cluster": item.cluster,
         "fields": item.slice_fields(),
-        "scores": dict(score.scores),
+        "scores": scores,
         "failure": score.failure,
         "detail": score.detail,
         "output": asdict(answer),

@@ -96,7 +96,7 @@ def run_task(
     resumed = len(answers)
 
     def scored(item: Item, answer: Answer) -> dict[str, Any]:
-        return record(task.name, item, answer, task.scorer.score(item, answer))
+        return record(task.name, item, answer, task.scorer.score(item, answer), task.generation.max_tokens)
 
     follower = None if watch is None else Follower(watch, task.name, task.items, scored)
     asked = task.items if follower is None else follower.items

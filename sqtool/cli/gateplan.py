@@ -104,11 +104,10 @@ def _slices(terminal: Terminal, gate: Mapping[str, Any]) -> None:
 
 
 def _stopping(terminal: Terminal, gate: Mapping[str, Any]) -> None:
-    """One table, for the metric with the most items; `--json` has them all."""
+    """One table, for the metric with the most items."""
     rows = gate["stopping"]
     if not rows:
         return
-    largest = max(rows, key=lambda row: row["items"])["metric"]
     shown = [
         (
             f"{100 * row['drop']:.2f}",
@@ -117,10 +116,9 @@ def _stopping(terminal: Terminal, gate: Mapping[str, Any]) -> None:
             f"{_chance(row['regressed'])} / {_chance(row['regressed_if_off'])}",
         )
         for row in rows
-        if row["metric"] == largest
     ]
     terminal.say()
-    terminal.table(STOP_HEADERS, tuple(shown), f"Stopping early: {largest}, 3 % of answers change")
+    terminal.table(STOP_HEADERS, tuple(shown), f"Stopping early: {rows[0]['metric']}, 3 % of answers change")
     terminal.say("  Of two figures the second is without stopping early. A drop beyond the margin ends the evaluation.")
 
 

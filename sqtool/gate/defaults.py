@@ -8,13 +8,13 @@ from typing import Any
 
 from sqtool.errors import DataError, did_you_mean
 from sqtool.gate.records import load, task_files
-from sqtool.gate.spec import DEFAULT_MAX_DROP, DEFAULT_METRICS, GateSpec
+from sqtool.gate.spec import BUILT_IN, DEFAULT_MAX_DROP, DEFAULT_METRICS, GateSpec
 
 
 def spec_for(
     baseline: Path, candidate: Path, tasks: Sequence[str] = (), *, max_drop: float = DEFAULT_MAX_DROP, **other: Any
 ) -> GateSpec:
-    """Gate the usual metrics of `tasks` (default: all that both sides have), or all metrics of an unknown task.
+    """Gate the usual metrics of `tasks` (default: all that both sides have), or all of an unknown task's own.
 
     `other` goes to GateSpec. Raises `DataError` when a side lacks a task. More metrics are not a stricter gate only:
     each of them must pass, so a gate of many passes rarely.
@@ -32,5 +32,5 @@ def spec_for(
             if task not in files:
                 raise DataError(folder, f"has no records of task {task!r}", remedy=did_you_mean(task, list(files)))
         usual = [name for name in DEFAULT_METRICS if name.rpartition(".")[0] == task]
-        metrics += usual or [f"{task}.{metric}" for metric in load(left[task]).scores]
+        metrics += usual or [f"{task}.{metric}" for metric in load(left[task]).scores if metric not in BUILT_IN]
     return GateSpec.for_metrics(metrics, max_drop=max_drop, **other)

@@ -28,7 +28,7 @@ from sqtool.gate.records import (
     task_files,
 )
 from sqtool.gate.sides import Task, load_tasks, records_files, task_of
-from sqtool.gate.spec import GateSpec, MetricRule
+from sqtool.gate.spec import GateSpec, MetricRule, diagnostic
 from sqtool.gate.stopping import (
     Evidence,
     asked_order,
@@ -91,7 +91,7 @@ def judge(
             if name in spec.metrics:
                 continue
             try:
-                entries.append(_entry(spec, tasks, name, MetricRule(gated=False)))
+                entries.append(_entry(spec, tasks, name, diagnostic(name)))
             except DataError as error:  # nobody asked for this metric, so it does not stop the gate
                 notes.append(f"metric {name} is not compared: {error.message}")
     not_measured = tuple(name for name in spec.gated if task_of(name) not in tasks)

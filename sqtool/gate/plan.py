@@ -161,9 +161,9 @@ def plan(spec: GateSpec, tasks: Mapping[str, PlannedTask], *, discordances: Sequ
     refusing = harm_alpha(spec)
     power = _power(metrics, slices, tests, refusing, discordances)
     warnings = tuple(_warnings(metrics, slices))
-    # The same figures for each metric of the same size and margin: one is enough.
-    largest = {(m.items, m.margin): (m.metric, m.items, m.margin) for m in reversed(metrics) if m.margin is not None}
-    stopping = stop_rows(spec, reversed(largest.values()))
+    # Simulated, so for one metric only: the one that most items are asked for.
+    known_margins = [(m.metric, m.items, m.margin) for m in metrics if m.margin is not None]
+    stopping = stop_rows(spec, sorted(known_margins, key=lambda row: -row[1])[:1])
     return GatePlan(tuple(metrics), tuple(slices), power, tests, refusing, stopping, tuple(notes), warnings)
 
 

@@ -29,6 +29,9 @@ PROMPT_TOKENS = "prompt_tokens"
 """A slice field that needs no entry in `fields`: the prompt's length, as the engine counted it for the baseline."""
 
 
+GEN_LEN = "gen_len"
+
+
 class _Row(msgspec.Struct, gc=False):
     id: str
     scores: dict[str, float | bool]
@@ -276,7 +279,12 @@ def paired_metric(task: PairedTask, metric: str) -> PairedMetric:
             remedy="Whether an item is scored may depend on the item, never on the answer.",
         )
     rows = np.flatnonzero(scored).astype(np.int64)
-    return PairedMetric(left[rows], right[rows], recode(task.codes, rows), rows)
+    left, right = left[rows], right[rows]
+    if metric == GEN_LEN and len(rows):
+        # A share of the allowance says little where the allowance is generous: of the longest answer it says more.
+        longest = max(float(left.max()), float(right.max())) or 1.0
+        left, right = left / longest, right / longest
+    return PairedMetric(left, right, recode(task.codes, rows), rows)
 
 
 def recode(codes: Ints | None, rows: Ints) -> Ints | None:

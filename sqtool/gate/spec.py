@@ -11,6 +11,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from sqtool.spec import Spec
 
 DEFAULT_MAX_DROP = 0.02
+LOWER_IS_BETTER = ("empty", "truncated", "repetition")
+"""Built-in metrics that should be low."""
+BUILT_IN = ("gen_len", *LOWER_IS_BETTER)
+"""Metrics that every task has beside its scorer's own (`evals.scorers.builtin`)."""
 DEFAULT_METRICS = ("tool_calls.schema_valid", "tool_calls.call_match", "tasks.exact_match", "recall.exact_match")
 
 
@@ -119,6 +123,20 @@ ShortMetric = Annotated[
 ShortSlice = Annotated[SliceRule, BeforeValidator(_short_slice, json_schema_input_type=SliceRule | str)]
 
 
+def _oriented(name: str, rule: MetricRule) -> MetricRule:
+    """The rule, with the direction of a built-in metric where none was written."""
+    if "direction" in rule.model_fields_set or name.rpartition(".")[2] not in LOWER_IS_BETTER:
+        return rule
+    if rule.relative is not None:
+        raise ValueError(f"{name} should be low, and a relative margin is for metrics that should be high; max_drop")
+    return rule.model_copy(update={"direction": "lower"})
+
+
+def diagnostic(name: str) -> MetricRule:
+    """The rule of a metric that nobody wrote one for."""
+    return _oriented(name, MetricRule(gated=False))
+
+
 def _default_metrics() -> dict[str, MetricRule]:
     return {name: MetricRule(max_drop=DEFAULT_MAX_DROP) for name in DEFAULT_METRICS}
 
@@ -151,7 +169,7 @@ class GateSpec(Spec):
                 raise ValueError(f"{name!r} is no metric name; write <task>.<metric>, such as tasks.exact_match")
         if not any(rule.gated for rule in metrics.values()):
             raise ValueError("no metric is gated, so everything would pass; gate at least one")
-        return metrics
+        return {name: _oriented(name, rule) for name, rule in metrics.items()}
 
     @field_validator("slices")
     @classmethod

@@ -33,7 +33,8 @@ def add_verdict(facts: Facts, path: Path) -> None:
     verdict = read_json(path)
     confidence = 100 * (1 - 2 * verdict["alpha"])
     gated = [m for m in verdict["metrics"] if m["gated"]]
-    other = [m for m in verdict["metrics"] if not m["gated"]]
+    # A diagnostic metric that did not move says nothing; verdict.json has it.
+    other = [m for m in verdict["metrics"] if not m["gated"] and m["improved"] + m["worsened"]]
     notes = [
         f"Paired by item. Change and {confidence:g} % interval are in points, candidate minus baseline.",
         "PASS: the lower end stays above minus the margin. Every gated metric must pass.",

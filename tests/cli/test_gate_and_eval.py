@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
             mean = {"n": ITEMS, "metrics": {"exact_match": 1 - bad / ITEMS}}
             return {"engine": {"engine": "vllm"}, "tasks": {"quiz": {**mean, "by_kind": {"quiz": mean}}}}
 
+        def control(*_args: Any, baseline: Path, out: Path, **_kwargs: Any) -> dict[str, Any]:
+            shutil.copytree(baseline / "records", out / "records")
+            return {"different_answers": 0}
+
         monkeypatch.setattr(evals.run, "evaluate", evaluate)
+        monkeypatch.setattr("evals.control.control", control)
         return asked
 
     env = VllmEnv(tmp_path, tmp_path / "vllm", "cpu", "0.32.0+cpu")
     monkeypatch.setattr("evals.engine_env.locate", lambda _: env)
-    for name in ("baseline", "evaluate"):
+    for name in ("baseline", "control", "evaluate"):
         monkeypatch.setattr(f"sqtool.stages.{name}.engine_preflight", lambda _: None)
     return use
 

@@ -90,11 +90,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         (out / "checkpoint/config.json").write_text("{}")
         return {"bytes_after": 1}
 
+    def control(*_args: Any, baseline: Path, out: Path, **_kwargs: Any) -> dict[str, Any]:
+        shutil.copytree(baseline / "records", out / "records")
+        return {"different_answers": 0}
+
     monkeypatch.setattr(evals.run, "evaluate", evaluate)
+    monkeypatch.setattr("evals.control.control", control)
     monkeypatch.setattr("quantize.run.quantize", quantize_)
     monkeypatch.setattr("quantize.plan.plan", lambda *_, **__: {"seconds": 5.0, "bytes_after": 1})
     monkeypatch.setattr("evals.engine_env.locate", lambda _: VllmEnv(tmp_path, tmp_path / "vllm", "cpu", "0.32.0+cpu"))
-    for name in ("baseline", "evaluate"):
+    for name in ("baseline", "control", "evaluate"):
         monkeypatch.setattr(f"sqtool.stages.{name}.engine_preflight", lambda _: None)
     monkeypatch.setattr("evals.drift.baseline_states", lambda *_, **__: {})
     monkeypatch.setattr("evals.drift.drift", lambda *_, **__: {})

@@ -1,11 +1,13 @@
 """What stands in `bin/vllm` in the quick tests: a server with vLLM's addresses and a few faults on request.
 
 FAKE_VLLM: ok | port_taken_once:FILE | oom | silent (never healthy) | foreign (does not know the key) |
-die_after:N (ends after N chat answers). It starts a child of its own session, as a worker that would outlive it.
+die_after:N (ends after N chat answers) | fickle:N (every N-th answer is a toss-up). It starts a child of its own
+session, as a worker that would outlive it.
 """
 
 import json
 import os
+import random
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -75,6 +77,8 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(3)
         said = body["messages"][-1]["content"]
         message = {"role": "assistant", "content": said.removeprefix("say ")}
+        if mode == "fickle" and sum(said.encode()) % int(value) == 0:
+            message["content"] += random.choice(("", " or not"))
         reason = "stop"
         if body.get("tools"):
             name = body["tools"][0]["function"]["name"]

@@ -54,16 +54,17 @@ def test_records_and_summary(project: Path, fake_model: Path, fake_env: Path) ->
     summary = _run(project, fake_env)
     texts = summary["tasks"]["texts"]
     assert texts["n"] == 6
-    assert texts["metrics"] == {"exact_match": 5 / 6}
+    everywhere = {"gen_len": 2 / 256, "empty": 0.0, "truncated": 0.0, "repetition": 0.0}
+    assert texts["metrics"] == {"exact_match": 5 / 6, **everywhere}
     assert texts["by_kind"] == {
-        "a": {"n": 3, "metrics": {"exact_match": 2 / 3}},
-        "b": {"n": 3, "metrics": {"exact_match": 1.0}},
+        "a": {"n": 3, "metrics": {"exact_match": 2 / 3, **everywhere}},
+        "b": {"n": 3, "metrics": {"exact_match": 1.0, **everywhere}},
     }
-    assert texts["slices"]["n"]["1"] == {"n": 3, "metrics": {"exact_match": 2 / 3}}
+    assert texts["slices"]["n"]["1"] == {"n": 3, "metrics": {"exact_match": 2 / 3, **everywhere}}
     assert texts["failures"] == {"none": 5, "wrong_text": 1}
     assert texts["tokens"] == {"prompt": 18, "completion": 12}
     tools = summary["tasks"]["tools"]
-    assert tools["metrics"] == {"schema_valid": 1.0, "call_match": 1 / 3}
+    assert tools["metrics"] == {"schema_valid": 1.0, "call_match": 1 / 3, **everywhere}
     assert tools["failures"] == {"failed_abstention": 1, "none": 1, "wrong_arguments": 1}
     assert summary["engine"]["engine"] == "vllm"
     assert summary == json.loads((project / "out" / "evaluation.json").read_text())
@@ -76,7 +77,7 @@ def test_records_and_summary(project: Path, fake_model: Path, fake_env: Path) ->
         "kind": "b",
         "cluster": "c",
         "fields": {"n": 0, "n_tools": 0},
-        "scores": {"exact_match": 1.0},
+        "scores": {"exact_match": 1.0, **everywhere},
         "failure": None,
         "detail": "",
         "output": {
