@@ -47,7 +47,8 @@ class Expected(_Strict):
 
 
 class Item(_Strict):
-    """One question. `fields` are for slicing results; `cluster` names items that share a source."""
+    """One question. `fields` are for slicing results (`n_tools` is there without being written); `cluster` names items
+    that share a source."""
 
     id: str = Field(min_length=1)
     kind: str = ""
@@ -57,6 +58,10 @@ class Item(_Strict):
     expected: Expected | None = None
     fields: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     max_tokens: int | None = Field(default=None, gt=0)
+
+    def slice_fields(self) -> dict[str, str | int | float | bool | None]:
+        """`fields`, and `n_tools` (how many tools are offered) where they do not say it themselves."""
+        return {"n_tools": len(self.tools or ()), **self.fields}
 
     def wire_messages(self) -> list[dict[str, Any]]:
         """The messages as a server takes them: arguments of earlier tool calls as JSON text."""
@@ -147,7 +152,7 @@ def load_items(path: Path, *, check: Check | None = None, slices: Sequence[str] 
             if problem is None and item.id in seen:
                 problem = "id", f"{item.id!r} is also on line {seen[item.id]}"
             if problem is None:
-                missing = next((s for s in slices if s != "kind" and s not in item.fields), None)
+                missing = next((s for s in slices if s != "kind" and s not in item.slice_fields()), None)
                 if missing is not None:
                     problem = f"fields.{missing}", "missing, and the task slices by it"
             seen.setdefault(item.id, line)

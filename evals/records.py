@@ -22,6 +22,8 @@ from evals.spec import EngineSpec, GenerationSpec
 from sqtool.files import canonical_json, sha256_text, write_text
 
 SYNC_SECONDS = 1.0
+WHAT_WAS_SAID = ("text", "tool_calls", "finish_reason")
+"""The parts of a record's output that are the model's answer; the others count tokens."""
 
 
 def answer_key(model: Path, engine: EngineSpec, generation: GenerationSpec, seed: int) -> str:
@@ -104,7 +106,7 @@ def record(task: str, item: Item, answer: Answer, score: Score) -> dict[str, Any
         "id": item.id,
         "kind": item.kind,
         "cluster": item.cluster,
-        "fields": dict(item.fields),
+        "fields": item.slice_fields(),
         "scores": dict(score.scores),
         "failure": score.failure,
         "detail": score.detail,

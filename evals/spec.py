@@ -119,6 +119,16 @@ class DriftSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the forward passes run.")
 
 
+class ControlSpec(Spec):
+    """The A/A control: the baseline against itself after a restart, in another order, at another concurrency."""
+
+    items: int = Field(
+        default=100,
+        gt=0,
+        description="Items that are asked again, over all tasks. If one answer differs, all items are.",
+    )
+
+
 class EvaluateSpec(Spec):
     """What is asked of baseline and candidate, and how."""
 
@@ -132,6 +142,10 @@ class EvaluateSpec(Spec):
     retries: int = Field(default=4, ge=0, description="Further attempts after a lost connection, a time-out or a 5xx.")
     limit: int | None = Field(
         default=None, gt=0, description="Items of each task, evenly over the file; default: all. For trying things out."
+    )
+    control: ControlSpec | None = Field(
+        default_factory=lambda: ControlSpec(),
+        description="Whether the engine agrees with itself; null leaves that unknown.",
     )
     drift: DriftSpec | None = Field(
         default_factory=lambda: DriftSpec(), description="Distribution drift; null leaves it out."

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -95,6 +95,29 @@ class RunFolder:
         if not isinstance(value, dict):
             raise DataError(self.run_json, "expected a JSON object")
         return value
+
+    def finished(self, state: Mapping[str, Any]) -> dict[str, tuple[Path, dict[str, Any]]]:
+        """Folder and summary of each stage that this run finished, by name; `state` is what `state()` returns.
+
+        A folder whose digest is not the one in run.json belongs to an earlier recipe and does not count. A run that
+        was copied elsewhere (a CI job hands its artifacts to the next) is read where it lies now.
+        """
+        found = {}
+        for record in state["stages"]:
+            if record["state"] not in ("done", "cached") or not record["folder"]:
+                continue
+            for place in (self.path / record["name"], *(root / record["folder"] for root in self._roots(state))):
+                result = read_result(place)
+                if result is not None and result.get("digest") == record["digest"]:
+                    summary = result.get("summary")
+                    found[record["name"]] = place, summary if isinstance(summary, dict) else {}
+                    break
+        return found
+
+    def _roots(self, state: Mapping[str, Any]) -> list[Path]:
+        """Where the project root may be: above this folder if it is in its usual place, else where the run was made."""
+        beside = [self.path.parents[2]] if self.path.parts[-3:-1] == RUNS.parts else []
+        return [*beside, Path(state["root"])]
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -61,6 +61,9 @@ class Scorer(Protocol):
     def check(self, item: Item) -> tuple[str, str] | None:
         """None, or (field, what is wrong) when the item lacks what this scorer needs."""
 
+    def applies(self, item: Item) -> tuple[str, ...]:
+        """The metrics that `score` gives for this item; they never depend on the answer, or nothing would pair."""
+
     def score(self, item: Item, answer: Answer) -> Score:
         """Pure: no files, no network, no randomness."""
 

@@ -36,6 +36,9 @@ class ExactMatch(Spec):
             return "expected.text", "empty: a model that says nothing would be right"
         return None
 
+    def applies(self, _item: Item) -> tuple[str, ...]:
+        return self.metrics
+
     def score(self, item: Item, answer: Answer) -> Score:
         assert item.expected is not None
         assert item.expected.text is not None

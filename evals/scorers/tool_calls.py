@@ -154,6 +154,10 @@ class ToolCalls(Spec):
                 return f"expected.calls.{index}", f"the expected call is itself invalid: {problem}"
         return None
 
+    def applies(self, item: Item) -> tuple[str, ...]:
+        assert item.expected is not None
+        return self.metrics if item.expected.calls else ("call_match",)
+
     def score(self, item: Item, answer: Answer) -> Score:
         assert item.expected is not None
         assert item.expected.calls is not None

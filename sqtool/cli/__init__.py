@@ -19,11 +19,12 @@ from sqtool.errors import EXIT_CANCELLED, EXIT_INFRASTRUCTURE, SqtoolError, did_
 
 COMMANDS = {
     "quantize": "Run a recipe: quantize, measure, gate, speculate, release.",
-    "plan": "Show what a run would do, what is cached, sizes and time. Runs nothing.",
+    "plan": "Show what a run would do, how long it takes and what the gate could decide. Runs nothing.",
     "eval": "Evaluate a recipe's candidate, or any model, on tasks.",
     "gate": "Judge a candidate against its baseline; the exit code is the verdict.",
     "speculate": "Run a recipe up to the four arms of speculative decoding.",
-    "report": "Show or write again the report of a run.",
+    "report": "Show or write again the report of a run, also for CI.",
+    "explain": "Say why a verdict is what it is, and where to look.",
     "schema": "Print the JSON Schema of a recipe, for editors.",
     "doctor": "Say what this machine lacks and the command that repairs it.",
 }

@@ -45,10 +45,17 @@ def command(
         raise click.UsageError("the tasks of a recipe stand in it; --task goes with --model")
     with Terminal(settings) as terminal:
         if recipe is not None:
-            return _run(terminal, load_job(terminal, recipe), "evaluate", force, wait)
+            return _run(terminal, _to_the_end(load_job(terminal, recipe)), "evaluate", force, wait)
         assert model is not None
         job = eval_job(settings, model, tasks, seed=seed, progress=terminal.progress)
         return _run(terminal, job, "baseline", force, wait)
+
+
+def _to_the_end(job: Any) -> Any:
+    """Scores are what is asked for here, so nothing ends before the last item."""
+    from sqtool.pipeline.run import with_sections
+
+    return with_sections(job, gate=job.sections["gate"].model_copy(update={"early_stop": "off"}))
 
 
 def _run(terminal: Any, job: Any, until: str, force: tuple[str, ...], wait: bool) -> int:

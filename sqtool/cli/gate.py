@@ -60,10 +60,11 @@ def _again(settings: Settings, run: str, margin: float | None, alpha: float | No
     from sqtool.cli.terminal import Terminal
     from sqtool.errors import UsageError
     from sqtool.files import read_json
+    from sqtool.gate.judge import judge
     from sqtool.gate.spec import GateSpec
-    from sqtool.gate.verdict import judge
     from sqtool.runfolder import RunFolder
-    from sqtool.stages.gate import RECORDS, bindings_of, sentence
+    from sqtool.stages.baseline import RECORDS
+    from sqtool.stages.gate import bindings_of, sentence
 
     with Terminal(settings) as terminal:
         folder = RunFolder.find(settings.here, run)
@@ -88,6 +89,7 @@ def _again(settings: Settings, run: str, margin: float | None, alpha: float | No
             spec,
             sides["baseline"] / RECORDS,
             sides["evaluate"] / RECORDS,
+            control=sides["control"] / RECORDS if "control" in sides else None,
             bindings=bindings_of(sides["baseline"], sides["evaluate"]),
         )
         if settings.json:
@@ -113,7 +115,7 @@ def _two_models(
     from sqtool.cli.adhoc import gate_job, gated_by_records
     from sqtool.cli.runs import run_quietly, show_outcome
     from sqtool.cli.terminal import Terminal
-    from sqtool.stages.gate import RECORDS
+    from sqtool.stages.baseline import RECORDS
 
     with Terminal(settings) as terminal:
         job = gate_job(settings, baseline, candidate, tasks, seed=seed, progress=terminal.progress)

@@ -1,4 +1,4 @@
-"""`sqtool plan`: the dry run."""
+"""`sqtool plan`: the dry run, and what the gate could decide; with `--pilot` also a small wet one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import click
 from sqtool.cli.options import Settings, common, examples
 
 if TYPE_CHECKING:
+    from sqtool.cli.pilot import Pilot
+    from sqtool.gate.measured import Measured
     from sqtool.pipeline import Plan, Step
 
 WORDS = {"cached": "cached", "run": "will run", "skip": "skipped"}
@@ -19,34 +21,67 @@ WORDS = {"cached": "cached", "run": "will run", "skip": "skipped"}
     epilog=examples(
         "sqtool plan recipes/awq4.yaml",
         "sqtool plan recipes/awq4.yaml --json | jq .seconds",
+        "sqtool plan recipes/awq4.yaml --pilot 100    measure how many answers change first",
     ),
 )
 @click.argument("recipe")
 @click.option("--until", metavar="STAGE", help="Plan no further than this stage.")
 @click.option("--force", multiple=True, metavar="STAGE", help="As in `sqtool quantize`.")
+@click.option(
+    "--pilot",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Run up to the evaluation of N items of each task, as run NAME-pilot, and plan with the share of answers that "
+    "change instead of assuming it. The checkpoint is made once, as run NAME; the N items are evaluated again later.",
+)
+@click.option("--wait", is_flag=True, help="With --pilot: wait while another process holds the run.")
 @common
-def command(settings: Settings, recipe: str, until: str | None, force: tuple[str, ...]) -> int:
-    """Show what `sqtool quantize RECIPE` would do: stages, what is cached and why not, sizes, time. Runs nothing.
+def command(
+    settings: Settings, recipe: str, until: str | None, force: tuple[str, ...], pilot: int | None, wait: bool
+) -> int:
+    """Show what `sqtool quantize RECIPE` would do: stages, what is cached and why not, sizes, time, and what the gate
+    could decide on these items. Runs nothing but a --pilot.
+
+    Choose margins before looking at a pilot: its items may only be used again because nothing was fitted to them.
 
     Exit code 0 when it could run, else that of the first problem found.
     """
+    from sqtool.cli.pilot import run_pilot
     from sqtool.cli.runs import load_job
-    from sqtool.cli.terminal import Terminal, show_error
+    from sqtool.cli.terminal import Terminal
     from sqtool.pipeline import make_plan
+    from sqtool.pipeline.pilot import last_run
 
+    if pilot is not None and (until is not None or force):
+        raise click.UsageError("--pilot runs what a pilot needs; --until and --force do not go with it")
     with Terminal(settings) as terminal:
         job = load_job(terminal, recipe)
         plan = make_plan(job, until=until, force=force, progress=terminal.progress)
+        ended = None
+        if pilot is not None and not plan.problems:
+            ended = run_pilot(terminal, plan, pilot, wait=wait)
+            plan = make_plan(job, progress=terminal.progress)
+        earlier = last_run(plan) if pilot is None else None
         if settings.json:
-            terminal.json(as_json(plan))
-        show(terminal, plan)
-        for problem in plan.problems:
-            show_error(problem)
-        return plan.problems[0].exit_code if plan.problems else 0
+            terminal.json(as_json(plan, ended, earlier))
+        show(terminal, plan, ended, earlier)
+        return _exit_code(plan, ended)
 
 
-def show(terminal: Any, plan: Plan) -> None:
-    """The plan as a table with what each figure rests on."""
+def _exit_code(plan: Plan, ended: Pilot | None) -> int:
+    """Says what is wrong, on stderr."""
+    from sqtool.cli.terminal import show_error
+
+    for problem in plan.problems:
+        show_error(problem)
+    if ended is not None and ended.outcome.error is not None:
+        show_error(ended.outcome.error, f"log: {ended.job.shown(ended.outcome.folder.log)}")
+        return ended.outcome.exit_code
+    return plan.problems[0].exit_code if plan.problems else 0
+
+
+def show(terminal: Any, plan: Plan, ended: Pilot | None = None, earlier: Measured | None = None) -> None:
+    """The plan as a table with what each figure rests on, then what the gate can decide."""
     from sqtool.report.numbers import span
 
     rows = []
@@ -63,6 +98,27 @@ def show(terminal: Any, plan: Plan) -> None:
         terminal.say(f"{running} stages to run, about {span(total)}" if total is not None else f"{running} to run")
     else:
         terminal.say("everything is there: nothing to run")
+    _show_gate(terminal, plan, ended, earlier)
+
+
+def _show_gate(terminal: Any, plan: Plan, ended: Pilot | None, earlier: Measured | None) -> None:
+    from sqtool.cli.gateplan import show_gate, show_measured
+
+    gate = next((step.estimate.details["gate"] for step in plan.steps if "gate" in step.estimate.details), None)
+    if gate is not None:
+        terminal.say()
+        show_gate(terminal, gate)
+        if earlier is not None:
+            show_measured(terminal, earlier.to_dict(), gate, "Measured in the last run")
+        if ended is not None and ended.measured is not None:
+            title = f"Measured by the pilot, {ended.limit} items of each task"
+            show_measured(terminal, ended.measured.to_dict(), gate, title)
+    for warning in _warnings(plan):
+        terminal.say(f"warning: {warning}")
+
+
+def _warnings(plan: Plan) -> list[str]:
+    return [warning for step in plan.steps for warning in step.estimate.warnings]
 
 
 def _details(step: Step) -> str:
@@ -78,11 +134,18 @@ def _details(step: Step) -> str:
         words.append(f"{sum(details['items'].values())} items")
     if "requests" in details:
         words.append(f"{details['arms']} x {details['requests']} requests")
+    if "gate" in details:
+        words.append(f"{details['gate']['tests']} tests")
     return ", ".join(words)
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as one JSON document."""
+def as_json(plan: Plan, ended: Pilot | None = None, earlier: Measured | None = None) -> dict[str, Any]:
+    """The plan as one JSON document.
+
+    Beside name, model, draft, seconds and problems: `warnings` (texts), `stages` (of which the gate's
+    `details.gate` is `GatePlan.to_dict()`), `pilot` (`Pilot.as_json()`, null without one) and `last_run`
+    (`Measured.to_dict()`, null without a finished evaluation that still holds).
+    """
     from sqtool.pipeline.run import describe
 
     return {
@@ -91,6 +154,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "draft": plan.job.shown(plan.job.draft) if plan.job.draft is not None else None,
         "seconds": plan.seconds,
         "problems": [describe(problem) for problem in plan.problems],
+        "warnings": _warnings(plan),
+        "pilot": None if ended is None else ended.as_json(),
+        "last_run": None if earlier is None else earlier.to_dict(),
         "stages": [
             {
                 "name": step.stage.name,

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from scipy.stats import norm
 
-from sqtool.gate.intervals import Floats, Interval, Ints, paired_interval
+from sqtool.gate.exact import items_without_flips, noninferiority_p
+from sqtool.gate.intervals import Floats, Interval, Ints, is_binary, paired_interval
 from sqtool.gate.spec import MetricRule
 from sqtool.gate.tests import HarmTest, harm_test
 
@@ -37,6 +38,14 @@ class Comparison:
     interval: Interval
     harm: HarmTest
     too_few: bool
+    alpha: float
+    exact: bool
+    """Whether there is an exact test of "the drop is at least the margin": see `sqtool.gate.exact`."""
+
+    @property
+    def exact_p(self) -> float | None:
+        """That test's p-value, None where there is none (it takes some 20 ms, and is remembered)."""
+        return noninferiority_p(self.improved, self.worsened, self.n, self.margin) if self.exact else None
 
     @property
     def lower(self) -> float:
@@ -52,8 +61,10 @@ class Comparison:
 def compare(
     baseline: Floats, candidate: Floats, codes: Ints | None, rule: MetricRule, alpha: float, min_items: int = 1
 ) -> Comparison:
-    """Compare paired scores, shapes [n], n >= 1, in [0, 1]."""
+    """Compare paired scores, shapes [n], n >= 1, in [0, 1]. A rule's own alpha, if it has one, takes the place of
+    `alpha` in its interval."""
     n = len(baseline)
+    alpha = rule.alpha or alpha
     means = math.fsum(baseline) / n, math.fsum(candidate) / n
     if rule.direction == "lower":
         left, right = 1.0 - baseline, 1.0 - candidate
@@ -63,19 +74,23 @@ def compare(
     absolute = rule.absolute_margin
     margin = (rule.relative or 0.0) * means[0] if absolute is None else absolute
     changes = right - left
+    improved, worsened = int(np.count_nonzero(changes > 0)), int(np.count_nonzero(changes < 0))
+    exact = codes is None and absolute is not None and is_binary(baseline) and is_binary(candidate)
     return Comparison(
         n=n,
         clusters=n if codes is None else int(codes.max()) + 1,
         baseline=means[0],
         candidate=means[1],
         difference=math.fsum(changes) / n,
-        improved=int(np.count_nonzero(changes > 0)),
-        worsened=int(np.count_nonzero(changes < 0)),
+        improved=improved,
+        worsened=worsened,
         margin=margin,
         threshold=0.0 if absolute is None else -margin,
         interval=interval,
         harm=harm_test(left, right, codes),
         too_few=n < max(min_items, rule.min_items or 1),
+        alpha=alpha,
+        exact=exact,
     )
 
 
@@ -86,9 +101,11 @@ def decide(comparison: Comparison, p_adjusted: float, alpha: float) -> tuple[Out
         return "REGRESSED", "drop_exceeds_margin" if c.interval.upper < c.threshold else "drop_shown"
     if c.too_few:
         return "INCONCLUSIVE", "too_few_items"
-    if c.interval.lower > c.threshold:
-        return "PASS", "drop_beyond_margin_excluded"
-    return "INCONCLUSIVE", "interval_reaches_margin"
+    if c.interval.lower <= c.threshold:
+        return "INCONCLUSIVE", "interval_reaches_margin"
+    if c.exact_p is not None and c.exact_p > c.alpha:
+        return "INCONCLUSIVE", "exact_test_reaches_margin"
+    return "PASS", "drop_beyond_margin_excluded"
 
 
 def items_to_decide(comparison: Comparison, alpha: float, family: int, min_items: int) -> int | None:
@@ -104,10 +121,15 @@ def items_to_decide(comparison: Comparison, alpha: float, family: int, min_items
         needed = math.ceil(c.n * (float(norm.ppf(1 - alpha / family)) / c.harm.z) ** 2)
         return max(needed, c.n + 1) if needed <= _SEARCH_LIMIT else None
 
+    if c.exact:
+        min_items = max(min_items, items_without_flips(c.margin, c.alpha))
+
     def clear(n: int) -> bool:
         return c.interval.at(n / c.n)[0] > c.threshold
 
     low, high = 0, max(c.n, min_items)
+    if clear(c.n):  # the interval alone would do, and the exact test says not yet
+        return max(c.n + 1, min_items)
     while not clear(high):
         low, high = high, high * 2
         if high > _SEARCH_LIMIT:

@@ -20,16 +20,36 @@ def explain(verdict: Verdict) -> str:
             if verdict.inconclusive == "allow"
             else "The recipe refuses then (gate.inconclusive: refuse)."
         )
+    lines += _control(verdict)
+    lines += [
+        f"The evaluation ended early: {s.items:,} of {s.of:,} items of {s.task} were asked, and they were enough."
+        for s in verdict.stopped
+    ]
     lines.append("")
     lines += [_sentence(metric, verdict.alpha) for metric in verdict.metrics if metric.gated]
     blocking = [s for s in verdict.slices if s.outcome == "REGRESSED" or (s.require == "pass" and s.outcome != "PASS")]
     lines += [_sentence(part, verdict.alpha) for part in blocking]
-    unjudged = [s for s in verdict.slices if s.outcome == "NOT_JUDGED" and s not in blocking]
+    lines += [f"{name}: not measured, because the evaluation had ended before." for name in verdict.not_measured]
+    unjudged = [
+        s for s in verdict.slices if s.outcome == "NOT_JUDGED" and s.reason != "stopped_early" and s not in blocking
+    ]
     for part in unjudged:
         need = f"{part.items_to_decide:,} items" if part.items_to_decide else "many more items"
         lines.append(f"Not judged: {part.name} has {part.items:,} items and would need about {need}.")
     lines += [f"Note: {note}." for note in verdict.notes]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _control(verdict: Verdict) -> list[str]:
+    control = verdict.control
+    if control is None:
+        return ["Whether the engine agrees with itself was not tested (no A/A control)."]
+    if control.deterministic:
+        return [f"The engine gave the same {control.items:,} answers twice, character by character."]
+    said = f"The engine gave other answers to {control.different_answers:,} of {control.items:,} items the second time"
+    if control.stable:
+        return [f"{said}, too few flips to matter here."]
+    return [f"{said}: too unsteady for a verdict."]
 
 
 def points(share: float, *, signed: bool = False) -> str:
@@ -59,6 +79,12 @@ def _why(m: MetricVerdict) -> str:
         )
     if m.outcome == "PASS":
         return "The lower bound stays above the margin."
+    if m.reason == "exact_test_reaches_margin":
+        return f"The interval clears the margin, the exact test does not yet (p = {m.pass_p_value:.3f})." + _needs(m)
+    if m.reason == "sequence_reaches_margin":
+        return "The sequence that may stop early has not excluded a drop of the margin." + _needs(m)
+    if m.reason == "stopped_early":
+        return "Not decided when the evaluation ended."
     if m.reason == "too_few_items":
         return "There are fewer items than min_items asks for." + _needs(m)
     what = (

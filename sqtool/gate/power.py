@@ -8,13 +8,15 @@ sums over the trinomial distribution of (gains, losses), not normal approximatio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
+from sqtool.gate.exact import items_without_flips, probability, score
 from sqtool.gate.intervals import Floats
 
 DISCORDANCES = (0.01, 0.03, 0.10)
@@ -22,25 +24,24 @@ _LIMIT = 2**27
 
 
 def passes(gains: Floats, losses: Floats, n: float, margin: float, alpha: float) -> NDArray[np.bool_]:
-    """Whether Tango's lower bound is above -margin, elementwise (the bound itself need not be found for that)."""
-    q = float(norm.ppf(1 - alpha))
-    delta = -margin
-    b = (2 * n - gains + losses) * delta - gains - losses
-    c = -losses * delta * (1 - delta)
-    loss_rate = (np.sqrt(np.maximum(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
-    variance = np.maximum(2 * loss_rate + delta * (1 - delta), 0.0)
-    distance = (gains - losses) / n - delta
-    result: NDArray[np.bool_] = (distance > 0) & (n * distance**2 > q**2 * variance)
+    """Whether Tango's lower bound is above -margin, elementwise (the bound itself need not be found for that).
+
+    The gate's exact check can still say no to a result just at the edge; `items_without_flips` knows of it.
+    """
+    result: NDArray[np.bool_] = score(gains, losses, n, margin) > float(norm.ppf(1 - alpha))
     return result
 
 
+@lru_cache(maxsize=4096)
 def power_to_pass(n: int, margin: float, discordance: float, *, drop: float = 0.0, alpha: float = 0.05) -> float:
     """Probability that the metric passes. With drop = margin this is the false-accept rate."""
+    if n < items_without_flips(margin, alpha):
+        return 0.0
 
     def accepted(gains: Floats, losses: Floats) -> NDArray[np.bool_]:
         return passes(gains, losses, n, margin, alpha)
 
-    return _probability(n, discordance, drop, accepted)
+    return probability(n, discordance / 2, discordance / 2 + drop, accepted)
 
 
 def power_to_refuse(
@@ -53,28 +54,10 @@ def power_to_refuse(
         result: NDArray[np.bool_] = (p_value <= alpha / family) & (gains - losses <= -margin * n)
         return result
 
-    return 1.0 - _probability(n, discordance, drop, lambda g, k: ~refused(g, k))
+    return 1.0 - probability(n, discordance / 2, discordance / 2 + drop, lambda g, k: ~refused(g, k))
 
 
-def _probability(
-    n: int, discordance: float, drop: float, accepted: Callable[[Floats, Floats], NDArray[np.bool_]]
-) -> float:
-    """P(accepted), where for each number of discordant pairs the accepted set is `losses <= some count`."""
-    total = min(discordance + drop, 1.0)
-    if total <= 0:
-        return float(accepted(np.zeros(1), np.zeros(1))[0])
-    share = min((discordance / 2 + drop) / total, 1.0)
-    low, high = (int(binom.ppf(tail, n, total)) for tail in (1e-12, 1 - 1e-12))
-    discordant = np.arange(low, high + 1, dtype=np.float64)
-    # Bisect, for all discordant counts at once, for the most losses that are still accepted (-1: none).
-    best, bad = np.full(len(discordant), -1.0), discordant + 1
-    while np.any(bad - best > 1):
-        middle = np.floor((best + bad) / 2)
-        good = accepted(discordant - middle, middle) & (middle > best)
-        best, bad = np.where(good, middle, best), np.where(good | (middle <= best), bad, middle)
-    return float(np.sum(binom.pmf(discordant, n, total) * binom.cdf(best, discordant, share)))
-
-
+@lru_cache(maxsize=1024)
 def items_needed(
     margin: float, discordance: float, *, drop: float = 0.0, power: float = 0.8, alpha: float = 0.05
 ) -> int | None:
@@ -84,12 +67,7 @@ def items_needed(
     return _first(lambda n: power_to_pass(n, margin, discordance, drop=drop, alpha=alpha) >= power)
 
 
-def items_without_flips(margin: float, alpha: float = 0.05) -> int:
-    """Fewest items that can pass at all: with no changed answer the bound is -z^2 / (n + z^2)."""
-    q = float(norm.ppf(1 - alpha)) ** 2
-    return math.floor(q * (1 - margin) / margin) + 1
-
-
+@lru_cache(maxsize=1024)
 def minimum_detectable_drop(
     n: int, margin: float, discordance: float, *, power: float = 0.8, alpha: float = 0.05, family: int = 1
 ) -> float | None:
@@ -120,11 +98,16 @@ def smallest_margin(n: int, discordance: float, *, power: float = 0.8, alpha: fl
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One metric at one assumed discordance. Probabilities and drops are shares of 1; None: not reachable."""
+    """One metric at one discordance. Probabilities and drops are shares of 1; None: not reachable.
+
+    `power_to_pass` is for a candidate that did not change for the worse, `detectable_drop` is REGRESSED with the
+    plan's power, and on `items_for_power` items an unchanged candidate passes with that power.
+    """
 
     metric: str
     items: int
     margin: float
+    alpha: float
     discordance: float
     power_to_pass: float
     detectable_drop: float | None
@@ -134,18 +117,16 @@ class PlanRow:
 @dataclass(frozen=True)
 class GatePower:
     """The plan of a whole gate. `all_pass[discordance]` is (lower bound, value if metrics were independent) of the
-    probability that every gated metric passes when nothing changed."""
+    probability that every metric passes when nothing changed."""
 
     rows: tuple[PlanRow, ...]
     all_pass: dict[float, tuple[float, float]]
     power: float
-    alpha: float
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able."""
         return {
             "power": self.power,
-            "alpha": self.alpha,
             "rows": [asdict(row) for row in self.rows],
             "all_pass": [
                 {"discordance": d, "at_least": low, "if_independent": free} for d, (low, free) in self.all_pass.items()
@@ -154,27 +135,69 @@ class GatePower:
 
 
 def plan_gate(
-    margins: dict[str, float],
-    items: dict[str, int],
+    margins: Mapping[str, float],
+    items: Mapping[str, int],
     *,
     discordances: Sequence[float] = DISCORDANCES,
     power: float = 0.8,
-    alpha: float = 0.05,
+    alpha: float | Mapping[str, float] = 0.05,
+    harm_alpha: float | None = None,
+    family: int | None = None,
+    min_items: Mapping[str, int] | None = None,
 ) -> GatePower:
-    """What a gate with these absolute margins can decide on so many items of each metric."""
+    """What a gate with these absolute margins can decide on so many items of each metric.
+
+    `alpha` is one for all metrics or each one's own; refusals share `harm_alpha` (default: `alpha`). `family` counts
+    the harm tests that Holm adjusts over (default: one a metric). With fewer items than `min_items` none passes.
+    """
+    family = len(margins) if family is None else family
     rows = []
     all_pass = {}
     for discordance in discordances:
-        chances = []
-        for metric, margin in margins.items():
-            n = items[metric]
-            chance = power_to_pass(n, margin, discordance, alpha=alpha)
-            chances.append(chance)
-            detectable = minimum_detectable_drop(n, margin, discordance, power=power, alpha=alpha, family=len(margins))
-            needed = items_needed(margin, discordance, power=power, alpha=alpha)
-            rows.append(PlanRow(metric, n, margin, discordance, chance, detectable, needed))
-        all_pass[discordance] = (max(0.0, 1 - sum(1 - chance for chance in chances)), math.prod(chances))
-    return GatePower(tuple(rows), all_pass, power, alpha)
+        found = [
+            plan_row(
+                metric,
+                items[metric],
+                margin,
+                discordance,
+                power=power,
+                alpha=alpha[metric] if isinstance(alpha, Mapping) else alpha,
+                harm_alpha=harm_alpha,
+                family=family,
+                min_items=(min_items or {}).get(metric, 1),
+            )
+            for metric, margin in margins.items()
+        ]
+        rows += found
+        all_pass[discordance] = joint([row.power_to_pass for row in found])
+    return GatePower(tuple(rows), all_pass, power)
+
+
+def plan_row(
+    metric: str,
+    items: int,
+    margin: float,
+    discordance: float,
+    *,
+    power: float = 0.8,
+    alpha: float = 0.05,
+    harm_alpha: float | None = None,
+    family: int = 1,
+    min_items: int = 1,
+) -> PlanRow:
+    """What one metric can decide; refusals are tested at `harm_alpha` (default: `alpha`)."""
+    enough = items >= min_items
+    chance = power_to_pass(items, margin, discordance, alpha=alpha) if enough else 0.0
+    level = alpha if harm_alpha is None else harm_alpha
+    detectable = minimum_detectable_drop(items, margin, discordance, power=power, alpha=level, family=family)
+    needed = items_needed(margin, discordance, power=power, alpha=alpha)
+    needed = None if needed is None else max(needed, min_items)
+    return PlanRow(metric, items, margin, alpha, discordance, chance, detectable, needed)
+
+
+def joint(chances: Sequence[float]) -> tuple[float, float]:
+    """(lower bound whatever the dependence, value under independence) of the probability that all events happen."""
+    return max(0.0, 1 - sum(1 - chance for chance in chances)), math.prod(chances)
 
 
 def _first(holds: Callable[[int], bool]) -> int | None:

@@ -1,7 +1,8 @@
 """Reading per-item records and pairing them; whatever does not pair is an error, never a smaller sample.
 
 A records folder holds one JSONL file a task (`<task>.jsonl`). Of each line the gate reads `id`, `cluster`, `scores`
-and, for slices, `kind` and `fields`; the outputs are read again, later, for the few items that the verdict shows.
+and, for slices, `kind`, `fields` and `output.prompt_tokens`; the outputs are read again, later, for the few items that
+the verdict shows.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import gc
 import hashlib
 import itertools
 import json
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ import numpy as np
 
 from sqtool.errors import DataError, did_you_mean
 from sqtool.gate.intervals import Floats, Ints
+from sqtool.gate.spec import SliceRule
+
+PROMPT_TOKENS = "prompt_tokens"
+"""A slice field that needs no entry in `fields`: the prompt's length, as the engine counted it for the baseline."""
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -30,8 +36,14 @@ class _Row(msgspec.Struct, gc=False):
     kind: str | None = None
 
 
+class _Output(msgspec.Struct, gc=False):
+    prompt_tokens: Any = None
+
+
 class _RowWithFields(_Row, gc=False):
     fields: dict[str, Any] | None = None
+    # Other programs' records may have any output; what is no object has no count of tokens.
+    output: _Output | list[Any] | str | int | float | bool | None = None
 
 
 @dataclass(frozen=True)
@@ -132,9 +144,16 @@ def load(path: Path, *, with_fields: bool = False) -> TaskRecords:
         ids=ids,
         clusters=[row.cluster for row in rows],
         kinds=[row.kind for row in rows],
-        fields=[row.fields or {} for row in rows] if with_fields else None,
+        fields=[_fields(row) for row in rows] if with_fields else None,
         scores={name: _column(path, data, scores, name) for name in names},
     )
+
+
+def _fields(row: _RowWithFields) -> dict[str, Any]:
+    """An item's fields, with what its output adds; an item's own field of that name counts more."""
+    fields = row.fields or {}
+    tokens = row.output.prompt_tokens if isinstance(row.output, _Output) else None
+    return fields if tokens is None or PROMPT_TOKENS in fields else {**fields, PROMPT_TOKENS: tokens}
 
 
 def _column(path: Path, data: bytes, scores: Sequence[dict[str, float | bool]], name: str) -> Floats:
@@ -178,10 +197,13 @@ def _explain_line(path: Path, number: int, line: bytes, error: Exception) -> Dat
     return DataError(path, f"not a record: {error}", line=number)
 
 
-def pair(baseline: TaskRecords, candidate: TaskRecords) -> PairedTask:
-    """Match the two sides by id; a `DataError` when either side has an item that the other has not."""
+def pair(baseline: TaskRecords, candidate: TaskRecords, *, part: bool = False) -> PairedTask:
+    """Match the two sides by id; a `DataError` when either side has an item that the other has not.
+
+    With `part` the candidate may have answered some of the items only; the caller answers for which ones.
+    """
     for here, there, side in ((baseline, candidate, "candidate"), (candidate, baseline, "baseline")):
-        if len(here.ids) == len(there.ids) and here.ids == there.ids:
+        if (part and side == "candidate") or (len(here.ids) == len(there.ids) and here.ids == there.ids):
             continue
         missing = set(here.ids).difference(there.ids)
         if missing:
@@ -193,6 +215,9 @@ def pair(baseline: TaskRecords, candidate: TaskRecords) -> PairedTask:
                 remedy="Evaluate both sides on the same items; a verdict over a part of them would be biased.",
             )
     base_at = _by_id(baseline.ids)
+    if part and len(candidate.ids) < len(baseline.ids):
+        asked = set(candidate.ids)
+        base_at = np.array([at for at in base_at.tolist() if baseline.ids[at] in asked], dtype=np.int64)
     cand_at = base_at if baseline.ids == candidate.ids else _by_id(candidate.ids)
     return PairedTask(baseline, candidate, base_at, cand_at, _clusters(baseline, candidate, base_at, cand_at))
 
@@ -262,14 +287,60 @@ def recode(codes: Ints | None, rows: Ints) -> Ints | None:
     return None if len(distinct) == len(rows) else renumbered.astype(np.int64)
 
 
-def slice_values(task: PairedTask, field: str) -> list[str]:
+def metric_slices(task: PairedTask, data: PairedMetric, rule: SliceRule) -> Iterator[tuple[str, PairedMetric]]:
+    """Each slice that `rule` makes of a metric's items, by name; `DataError` when it makes none."""
+    values = np.array(slice_values(task, rule), dtype=object)[data.rows]
+    found = rule.ordered(values.tolist())
+    if not found:
+        raise _no_such_field(task.baseline, rule)
+    for name in found:
+        rows = np.flatnonzero(values == name).astype(np.int64)
+        yield name, PairedMetric(data.baseline[rows], data.candidate[rows], recode(data.codes, rows), data.rows[rows])
+
+
+def _no_such_field(records: TaskRecords, rule: SliceRule) -> DataError:
+    known = sorted({"kind"}.union(*(records.fields or ())) - {rule.field})
+    return DataError(
+        records.path,
+        "is in gate.slices, and no item that is scored has it",
+        field=rule.field,
+        remedy=did_you_mean(rule.field, known),
+    )
+
+
+def slice_values(task: PairedTask, rule: SliceRule) -> list[str]:
     """The slice that each item belongs to, [n] in paired order, from the baseline's `kind` or `fields`.
 
-    A value that is no text is named as JSON; an item without the field is in no slice and gets an empty name.
+    A value that is no text is named as JSON, a number that is sorted into bins by its bin; an item without the field
+    is in no slice and gets an empty name. `DataError` when no item has the field, or when a value to be sorted into
+    bins is no number.
     """
-    if field == "kind":
-        return [task.baseline.kinds[at] or "" for at in task.base_at]
-    if task.baseline.fields is None:
+    records = task.baseline
+    if rule.field == "kind":
+        return [records.kinds[at] or "" for at in task.base_at]
+    if records.fields is None:
         raise ValueError("records were loaded without their fields")
-    values = (task.baseline.fields[at].get(field) for at in task.base_at)
+    values = [records.fields[at].get(rule.field) for at in task.base_at]
+    if all(value is None for value in values):
+        raise _no_such_field(records, rule)
+    if rule.bins is not None:
+        return _binned(task, rule, rule.bins, values)
     return ["" if v is None else v if isinstance(v, str) else json.dumps(v, sort_keys=True) for v in values]
+
+
+def _binned(task: PairedTask, rule: SliceRule, bins: Sequence[float], values: Sequence[Any]) -> list[str]:
+    names = rule.bin_names()
+    found = []
+    for at, value in zip(task.base_at, values, strict=True):
+        if value is None:
+            found.append("")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append(names[bisect_left(bins, value)])
+        else:
+            raise DataError(
+                task.baseline.path,
+                f"item {task.baseline.ids[at]!r} has {json.dumps(value)}, and gate.slices sorts numbers into bins",
+                field=f"fields.{rule.field}",
+                remedy="Leave bins out for one slice per value.",
+            )
+    return found

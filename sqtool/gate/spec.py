@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -27,6 +28,12 @@ class MetricRule(Spec):
     gated: bool = Field(default=True, description="false: measured and reported, but it decides nothing.")
     direction: Literal["higher", "lower"] = Field(default="higher", description="Which way is better.")
     min_items: int | None = Field(default=None, ge=1, description="Fewer paired items than this never pass.")
+    alpha: float | None = Field(
+        default=None,
+        gt=0,
+        lt=0.5,
+        description="One-sided error rate of this metric's PASS; default: the gate's. Refusals use the gate's.",
+    )
 
     @model_validator(mode="after")
     def _one_margin(self) -> Self:
@@ -45,12 +52,52 @@ class MetricRule(Spec):
 
 
 class SliceRule(Spec):
-    """A part of the items that is judged on its own, for every gated metric: one slice per value of `field`."""
+    """A part of the items that is judged on its own, for every gated metric.
 
-    field: str = Field(min_length=1, description="`kind`, or the name of an entry of the records' `fields`.")
+    One slice per value of `field`, or, where `bins` are given, per interval of its numbers: `bins: [1, 4]` makes
+    `up to 1`, `over 1, up to 4` and `over 4`. An interval contains its upper end and not its lower one.
+    """
+
+    field: str = Field(
+        min_length=1,
+        description="`kind`, `n_tools` (tools offered), `prompt_tokens` (as the engine counted), or the name of an "
+        "entry of the items' `fields`.",
+    )
+    bins: tuple[int | float, ...] | None = Field(
+        default=None, min_length=1, description="Upper ends of intervals of a numeric field, increasing."
+    )
     require: Literal["no_harm", "pass"] = Field(
         default="no_harm", description="no_harm: blocks only when REGRESSED; pass: must PASS like a whole metric."
     )
+
+    @model_validator(mode="after")
+    def _bins_increase(self) -> Self:
+        if self.bins is None:
+            return self
+        if self.field == "kind":
+            raise ValueError("kind is a text and has no bins; leave bins out for one slice per kind")
+        for left, right in pairwise(self.bins):
+            if not left < right:
+                raise ValueError(f"bins must increase strictly: {right:g} follows {left:g}")
+        return self
+
+    def bin_names(self) -> list[str]:
+        """Names of all intervals from the lowest to the highest, one more than `bins`; [] without bins."""
+        if self.bins is None:
+            return []
+        ends = [_shown(end) for end in self.bins]
+        between = [f"over {low}, up to {high}" for low, high in pairwise(ends)]
+        return [f"up to {ends[0]}", *between, f"over {ends[-1]}"]
+
+    def ordered(self, names: Iterable[str]) -> list[str]:
+        """The distinct slice names among `names`: intervals from low to high, other values by name. An empty name
+        (an item that is in no slice) is left out."""
+        found = set(names) - {""}
+        return sorted(found) if self.bins is None else [name for name in self.bin_names() if name in found]
+
+
+def _shown(number: float) -> str:
+    return str(int(number)) if float(number).is_integer() else repr(float(number))
 
 
 def _short_metric(value: Any) -> Any:
@@ -88,6 +135,12 @@ class GateSpec(Spec):
     inconclusive: Literal["refuse", "allow"] = "refuse"
     min_items: int = Field(default=1, ge=1, description="Fewer paired items than this never pass, for any metric.")
     slices: list[ShortSlice] = Field(default_factory=list)
+    early_stop: Literal["off", "regressed", "both"] = Field(
+        default="regressed",
+        description="Whether the evaluation may end before its last item. regressed: as soon as a drop beyond the "
+        "margin is certain. both: also as soon as every gated metric has passed, which takes more items to prove. "
+        "off: never.",
+    )
 
     @field_validator("metrics")
     @classmethod

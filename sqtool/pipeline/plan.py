@@ -125,8 +125,9 @@ class _Planner:
         why = self.why_run(stage, parts, digest, result, inputs)
         if not why:
             assert result is not None
+            shown = self.details(stage, spec, inputs)
             self.steps[stage.name] = Step(
-                stage, "cached", "same inputs as before", spec, inputs, folder, digest, parts, result=result
+                stage, "cached", "same inputs as before", spec, inputs, folder, digest, parts, shown, result=result
             )
             return
         estimate = self.preflight(stage, spec, inputs)
@@ -240,6 +241,14 @@ class _Planner:
                 )
             )
         return estimate
+
+    def details(self, stage: Stage, spec: Spec, inputs: Inputs) -> Estimate:
+        """What is shown of a stage that is done; being done, it has no problems, whatever became of its inputs."""
+        show = hook(stage, "details")
+        try:
+            return Estimate() if show is None else Estimate(details=show(spec, inputs))
+        except SqtoolError:
+            return Estimate()
 
     def problem(self, error: SqtoolError) -> None:
         if all(str(error) != str(known) for known in self.problems):

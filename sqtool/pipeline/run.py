@@ -178,6 +178,8 @@ class _Runner:
             record.folder = self.job.shown(step.folder) if step.action != "skip" else ""
             if step.result is not None:
                 record.seconds = step.result.get("seconds")
+            for warning in step.estimate.warnings:
+                self.progress.note(f"warning: {warning}")
         self.write_state("running", None, None)
 
     def one(self, step: Step) -> None:

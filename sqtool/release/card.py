@@ -130,12 +130,16 @@ def model_card(
 
 
 def serve_flags(bindings: Mapping[str, Any]) -> list[str]:
-    """Of the measured server's flags, those that its answers depend on and that are not vLLM's default."""
+    """Of the measured server's flags, those that its answers or its start depend on and that are not vLLM's default."""
     engine = bindings.get("engine")
     words = [str(word) for word in engine.get("flags") or ()] if isinstance(engine, Mapping) else []
+    wanted = set(SERVE_FLAGS)
+    if isinstance(engine, Mapping) and "+cpu" in str(engine.get("version")):
+        # On a CPU vLLM asks for 92 % of the machine's memory unless told how much, and does not start without it.
+        wanted.add("--kv-cache-memory-bytes")
     chosen: list[str] = []
     for at, word in enumerate(words):
-        if word not in SERVE_FLAGS:
+        if word not in wanted:
             continue
         value = list(takewhile(lambda w: not w.startswith("--"), words[at + 1 :]))
         if value != ["auto"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from sqtool.errors import DataError, InfrastructureError, UsageError
 from sqtool.files import canonical_json, sha256_text
 from sqtool.progress import SILENT, Progress
 from sqtool.release import staging
-from sqtool.release.card import model_card
+from sqtool.release.card import model_card, serve_flags
 from sqtool.release.manifest import (
     MANIFEST,
     ORIGINAL,
@@ -34,7 +35,7 @@ from sqtool.release.manifest import (
 )
 from sqtool.release.provenance import collect
 from sqtool.release.spec import ReleaseSpec
-from sqtool.release.verdict import CANDIDATE_DIGEST, RERUN, bound_digest, read_accepted
+from sqtool.release.verdict import CANDIDATE_DIGEST, RERUN, Records, bound_digest, read_accepted
 
 if TYPE_CHECKING:
     from sqtool.gate.verdict import Verdict
@@ -74,23 +75,24 @@ def publish(
     extras: Mapping[str, Path] | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
-    records: tuple[Path, Path] | None = None,
+    records: Records | None = None,
 ) -> dict[str, Any]:
     """Publish `checkpoint` as `<spec.to>/<spec.name>/<version>/` and point `<spec.to>/<spec.name>/latest` to it.
 
     `verdict` is the gate's verdict.json; its bindings must hold, under `candidate_digest`, the `digest_folder` of the
     checkpoint that was measured. `extras` (name in the release -> file, such as report.md and speculate.json) go in
     too. `provenance` (model, seed, serve_flags, anything JSON-able) goes into MANIFEST.json, over what is found out
-    here: versions, hardware, git commit. `records` are the (baseline, candidate) records that the verdict rests on;
-    when given, the verdict is computed again and must be the same text.
+    here: versions, hardware, git commit. `records` are the (baseline, candidate, control) records that the verdict
+    rests on; when given, the verdict is computed again and must be the same text.
 
     Publishing the same checkpoint, recipe and verdict again finds the release that exists (`reused`), with the extras
     of its first publication; `latest` then moves only if it does not point to a newer one.
 
-    Returns name, version, path and latest (relative to `root` where below it), checkpoint_digest, manifest_sha256,
-    files, bytes, reused. Raises `RegressedError` or `InconclusiveError` for a verdict that does not allow it;
-    `DataError` when verdict and checkpoint do not belong together or either was tampered with; `UsageError` when the
-    version exists with other content; `InfrastructureError` when the disk is full or an existing release is damaged.
+    Returns name, version, path and latest (relative to `root` where below it), serve (the command that serves it as
+    it was measured), checkpoint_digest, manifest_sha256, files, bytes, reused. Raises `RegressedError` or
+    `InconclusiveError` for a verdict that does not allow it; `DataError` when verdict and checkpoint do not belong
+    together or either was tampered with; `UsageError` when the version exists with other content;
+    `InfrastructureError` when the disk is full or an existing release is damaged.
     """
     order = _check(spec, checkpoint, verdict, recipe_text, extras or {}, records)
     to = root / spec.to
@@ -120,7 +122,7 @@ def _check(
     verdict: Path,
     recipe_text: str,
     extras: Mapping[str, Path],
-    records: tuple[Path, Path] | None,
+    records: Records | None,
 ) -> _Order:
     if not spec.name:
         raise UsageError("a release needs a name", remedy="Set `release: {name: ...}` in the recipe.")
@@ -259,6 +261,7 @@ def _result(root: Path, home: Path, version: str, *, reused: bool) -> dict[str, 
     place = home / version
     manifest_text = (place / MANIFEST).read_text(encoding="utf-8")
     manifest = json.loads(manifest_text)
+    bindings = json.loads((place / VERDICT).read_text(encoding="utf-8"))["bindings"]
 
     def shown(path: Path) -> str:
         return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
@@ -268,6 +271,7 @@ def _result(root: Path, home: Path, version: str, *, reused: bool) -> dict[str, 
         "version": version,
         "path": shown(place),
         "latest": shown(home / "latest"),
+        "serve": shlex.join(["vllm", "serve", shown(place), *serve_flags(bindings)]),
         "checkpoint_digest": manifest["checkpoint"]["digest"],
         "manifest_sha256": sha256_text(manifest_text),
         "files": len(manifest["files"]) + 1,

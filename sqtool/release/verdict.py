@@ -14,6 +14,8 @@ CANDIDATE_DIGEST = "candidate_digest"
 """Key in the verdict's bindings: `sqtool.files.digest_folder` of the checkpoint that was measured."""
 RERUN = "Run `sqtool quantize` again: the gate judges in seconds from the records that are there."
 ROUNDING = 1e-9
+Records = tuple[Path, Path, Path | None]
+"""Folders of what a verdict rests on: baseline, candidate, and the A/A control where there was one."""
 
 
 def bound_digest(verdict: dict[str, Any]) -> str | None:
@@ -23,13 +25,14 @@ def bound_digest(verdict: dict[str, Any]) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def read_accepted(path: Path, text: str, *, records: tuple[Path, Path] | None = None) -> Verdict:
+def read_accepted(path: Path, text: str, *, records: Records | None = None) -> Verdict:
     """The verdict in `text` (read from `path`), if it lets the candidate be released.
 
     Raises `RegressedError` or `InconclusiveError` when it does not, `DataError` when it is no verdict, contradicts
-    itself, or, given the (baseline, candidate) records it rests on, is not what the gate computes from them.
+    itself, or, given the records it rests on, is not what the gate computes from them.
     """
-    from sqtool.gate.verdict import Verdict, judge
+    from sqtool.gate.judge import judge
+    from sqtool.gate.verdict import Verdict
 
     try:
         verdict = Verdict.from_json(text)
@@ -41,7 +44,9 @@ def read_accepted(path: Path, text: str, *, records: tuple[Path, Path] | None = 
     if records is not None:
         from sqtool.gate.spec import GateSpec
 
-        again = judge(GateSpec.model_validate(verdict.spec), *records, bindings=verdict.bindings)
+        baseline, candidate, control = records
+        rules = GateSpec.model_validate(verdict.spec)
+        again = judge(rules, baseline, candidate, control=control, bindings=verdict.bindings)
         if again.to_json() != text:
             raise DataError(path, "the verdict is not what the gate computes from the records", remedy=RERUN)
     if verdict.outcome == "REGRESSED":
@@ -67,8 +72,8 @@ def _contradictions(verdict: Verdict) -> list[str]:
     except ValueError as error:
         return [f"its spec is no gate section: {error}"]
     gated = [m for m in verdict.metrics if m.gated]
-    missing = set(spec.gated) ^ {m.metric for m in gated}
-    if missing or len(gated) != len(spec.gated):
+    missing = set(spec.gated) ^ {m.metric for m in gated} ^ set(verdict.not_measured)
+    if missing or len(gated) + len(verdict.not_measured) != len(spec.gated):
         found.append(f"gated metrics are not those of its spec: {', '.join(sorted(missing)) or 'one is there twice'}")
     if (spec.inconclusive, spec.alpha) != (verdict.inconclusive, verdict.alpha):
         found.append("`inconclusive` or `alpha` differ from its spec")
@@ -83,7 +88,9 @@ def _contradictions(verdict: Verdict) -> list[str]:
     for metric in judged:
         found += _wrong_numbers(metric)
     regressed = any(m.outcome == "REGRESSED" for m in judged)
-    unsure = any(m.outcome != "PASS" for m in judged if m.require == "pass")
+    unsure = any(m.outcome != "PASS" for m in judged if m.require == "pass") or verdict.not_measured
+    if verdict.control is not None and not verdict.control.stable:
+        regressed, unsure = False, True
     follows = "REGRESSED" if regressed else "INCONCLUSIVE" if unsure else "PASS"
     if verdict.outcome != follows:
         found.append(f"the outcome is {verdict.outcome}, its metrics say {follows}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqtool.errors import DataError
 from sqtool.report.numbers import size, span, value
-from sqtool.runfolder import RunFolder, read_result
+from sqtool.runfolder import RunFolder
 
 AS_STORED = "as stored"
 """What the engine's facts say of weights that are served in the checkpoint's own form."""
@@ -88,16 +88,9 @@ def collect(path: Path) -> Facts:
 
     folder = RunFolder(path)
     state = folder.state()
-    root = Path(state["root"])
-    results: dict[str, dict[str, Any]] = {}
-    folders: dict[str, Path] = {}
-    for record in state["stages"]:
-        if record["state"] not in ("done", "cached") or not record["folder"]:
-            continue
-        result = read_result(root / record["folder"])
-        if result is not None and result.get("digest") == record["digest"]:
-            results[record["name"]] = result.get("summary", {})
-            folders[record["name"]] = root / record["folder"]
+    finished = folder.finished(state)
+    folders = {name: place for name, (place, _) in finished.items()}
+    results = {name: summary for name, (_, summary) in finished.items()}
     facts = Facts(
         name=str(state["name"]),
         headline=HEADLINES.get(state["outcome"], str(state["outcome"]).upper()),
@@ -244,10 +237,7 @@ def _add_release(facts: Facts, release: Mapping[str, Any] | None, verdict: str |
     if verdict == "INCONCLUSIVE":
         held = "the gate could NOT decide, and the recipe allows that (gate.inconclusive: allow)"
     facts.why.insert(0, f"{held}; published as {release['path']}")
-    flags = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    served = next((text for name, text in facts.measured if name == "server flags"), "")
-    tools = " " + " ".join(flags) if "--tool-call-parser hermes" in served else ""
-    facts.serve = f"vllm serve {release['path']}{tools}"
+    facts.serve = str(release.get("serve") or "")
 
 
 def _read(path: Path) -> Any:

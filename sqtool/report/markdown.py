@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +70,26 @@ def code(text: Any) -> Raw:
 
 def render(facts: Facts) -> str:
     """The report's text."""
-    from jinja2 import PackageLoader, StrictUndefined
+    return draw(TEMPLATE, facts=facts)
+
+
+def draw(template: str, *, package: str = "sqtool.report", text: Callable[[Any], str] = inline, **values: Any) -> str:
+    """A template of `package`, which may include those of the report; `text` escapes each value that it shows."""
+    from jinja2 import ChoiceLoader, PackageLoader, StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
 
     environment = SandboxedEnvironment(
-        loader=PackageLoader("sqtool.report", "."),
+        loader=ChoiceLoader([PackageLoader(name, ".") for name in dict.fromkeys((package, "sqtool.report"))]),
         undefined=StrictUndefined,
-        finalize=inline,
+        finalize=text,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,
     )
     environment.filters.update(block=block, code=code)
-    text = environment.get_template(TEMPLATE).render(facts=facts)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    drawn = environment.get_template(template).render(**values)
+    return re.sub(r"\n{3,}", "\n\n", drawn).strip() + "\n"
 
 
 def write_report(folder: Path) -> Path:

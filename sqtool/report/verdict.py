@@ -11,7 +11,7 @@ from sqtool.files import read_json
 from sqtool.report.numbers import percent, signed_points
 
 if TYPE_CHECKING:
-    from sqtool.report.facts import Facts
+    from sqtool.report.facts import Facts, WorseItem
 
 HEADERS = ("metric", "baseline", "candidate", "change", "interval", "margin", "items", "better/worse", "outcome")
 MAX_WORSE = 6
@@ -19,6 +19,9 @@ MAX_TEXT = 600
 REASONS = {
     "drop_exceeds_margin": "the drop is shown to exceed the margin",
     "drop_shown": "a drop is shown, and the estimate is at or past the margin",
+    "exact_test_reaches_margin": "the interval clears the margin, the exact test does not yet",
+    "sequence_reaches_margin": "the sequence has not excluded a drop of the margin",
+    "stopped_early": "not decided when the evaluation ended",
     "too_few_items_even_without_flips": "too few items to pass even if no answer changed",
 }
 
@@ -39,25 +42,25 @@ def add_verdict(facts: Facts, path: Path) -> None:
         needed = metric.get("items_to_decide")
         if metric["outcome"] == "INCONCLUSIVE" and needed:
             notes.append(f"About {needed} items would decide {metric['metric']}, were they to behave like these.")
-    facts.metrics = Table(HEADERS, tuple(_row(m) for m in (*gated, *other)), (*notes, *verdict["notes"]))
+    facts.metrics = Table(HEADERS, tuple(metric_row(m) for m in (*gated, *other)), (*notes, *verdict["notes"]))
     shown = [s for s in verdict["slices"] if s["outcome"] not in ("PASS", "NOT_JUDGED")]
     if shown:
-        facts.slices = Table(HEADERS, tuple(_row(s) for s in shown))
+        facts.slices = Table(HEADERS, tuple(metric_row(s) for s in shown))
     bad = [m for m in gated if m["outcome"] != "PASS"] or gated
     for metric in bad:
         for item in metric.get("worst", ())[:MAX_WORSE]:
             if len(facts.worse) < MAX_WORSE:
-                facts.worse.append(_worse(metric["metric"], item))
+                facts.worse.append(worse_item(metric["metric"], item))
 
 
-def _row(metric: Mapping[str, Any]) -> tuple[str, ...]:
+def metric_row(metric: Mapping[str, Any]) -> tuple[str, ...]:
+    """A metric or slice of a verdict under HEADERS."""
     name = metric["metric"]
     if metric["slice_field"] is not None:
         name += f" [{metric['slice_field']}={metric['slice_value']}]"
     outcome = metric["outcome"] if metric["gated"] else "(not gated)"
     if metric["gated"] and metric["outcome"] != "PASS":
-        reason = str(metric["reason"])
-        outcome += f": {REASONS.get(reason, reason.replace('_', ' '))}"
+        outcome += f": {reason_words(metric['reason'])}"
     return (
         name,
         percent(metric["baseline"]),
@@ -71,7 +74,13 @@ def _row(metric: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _worse(metric: str, item: Mapping[str, Any]) -> Any:
+def reason_words(reason: Any) -> str:
+    """The reason of an outcome in words; one that this version does not know as it is written."""
+    return REASONS.get(str(reason), str(reason).replace("_", " "))
+
+
+def worse_item(metric: str, item: Mapping[str, Any]) -> WorseItem:
+    """One of the verdict's worst items, cut to what a person reads."""
     from sqtool.report.facts import WorseItem
 
     return WorseItem(

@@ -11,6 +11,7 @@ from sqtool.stages.measuring import engine_fingerprint, engine_preflight, evalua
 from sqtool.stages.sections import engine_section
 
 STATES = "states"
+RECORDS = "records"
 
 
 def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
@@ -32,7 +33,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
         states = out / STATES
         states.mkdir()
         kept = baseline_states(
-            spec, model=inputs.model, root=inputs.root, out=states, progress=inputs.progress, answers=out / "records"
+            spec, model=inputs.model, root=inputs.root, out=states, progress=inputs.progress, answers=out / RECORDS
         )
         summary = {**summary, "states": kept}
     return StageResult(summary)

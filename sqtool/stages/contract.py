@@ -11,6 +11,7 @@ A stage's module may have further functions; the pipeline uses those that exist:
     data_files(spec, inputs) -> list[Path] files named in the section; their content is part of the digest
     fingerprint(spec, inputs) -> dict      versions of tools that shape the result; part of the digest, never raises
     preflight(spec, inputs) -> Estimate    raises what would fail later anyway; says how much work there is
+    details(spec, inputs) -> dict          what the plan shows of a stage that is cached (else `preflight` says it)
     check(spec, summary) -> None           raises when a finished stage forbids the next ones (the gate)
     stale(summary, inputs) -> str          why a finished result no longer holds; "" when it does
 
@@ -73,3 +74,5 @@ class Estimate:
     """The rule in words."""
     details: dict[str, Any] = field(default_factory=dict)
     """What the plan shows: sizes in bytes, counts."""
+    warnings: tuple[str, ...] = ()
+    """What nobody wants to learn at the end: said before anything runs, and no error."""

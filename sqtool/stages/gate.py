@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from evals.spec import EvaluateSpec
 from sqtool.errors import InconclusiveError, InfrastructureError, RegressedError, UsageError, did_you_mean
 from sqtool.files import write_text
 from sqtool.gate.spec import GateSpec
 from sqtool.runfolder import RESULT, read_result
+from sqtool.stages.baseline import RECORDS
 from sqtool.stages.contract import Estimate, Inputs, StageResult
+from sqtool.stages.measuring import item_facts
+
+if TYPE_CHECKING:
+    from sqtool.gate.plan import GatePlan, PlannedTask
+
+if TYPE_CHECKING:
+    from sqtool.gate.control import ControlMetric
+    from sqtool.gate.verdict import Verdict
 
 VERDICT = "verdict.json"
-RECORDS = "records"
 PER_SERVER = ("start_seconds",)
 
 
 def run(spec: GateSpec, inputs: Inputs, out: Path) -> StageResult:
     """Judge and write `out/verdict.json`."""
-    from sqtool.gate.verdict import judge
+    from sqtool.gate.judge import judge
 
     baseline, candidate = inputs.folders["baseline"], inputs.folders["evaluate"]
     bindings = bindings_of(baseline, candidate)
-    verdict = judge(spec, baseline / RECORDS, candidate / RECORDS, bindings=bindings)
+    control = inputs.folders.get("control")
+    verdict = judge(
+        spec,
+        baseline / RECORDS,
+        candidate / RECORDS,
+        control=None if control is None else control / RECORDS,
+        bindings=bindings,
+    )
     write_text(out / VERDICT, verdict.to_json())
-    gated = [m for m in (*verdict.metrics, *verdict.slices) if m.gated]
-    worst = min(gated, key=lambda m: m.lower + m.margin)
     return StageResult(
         {
             "outcome": verdict.outcome,
             "accepted": verdict.accepted,
             "exit_code": verdict.exit_code,
             "reasons": list(verdict.reasons),
-            "deciding": [sentence(m) for m in gated if m.outcome not in ("PASS", "NOT_JUDGED")] or [sentence(worst)],
+            "deciding": deciding(verdict),
         }
     )
 
@@ -56,6 +70,31 @@ def bindings_of(baseline: Path, candidate: Path) -> dict[str, Any]:
     }
 
 
+def deciding(verdict: Verdict) -> list[str]:
+    """What the verdict rests on, in sentences: an unsteady engine, else what did not pass, else the closest call."""
+    if verdict.control is not None and not verdict.control.stable:
+        return [unsteady(m) for m in verdict.control.metrics if not m.steady]
+    gated = [m for m in (*verdict.metrics, *verdict.slices) if m.gated]
+    judged = [m for m in gated if m.outcome not in ("PASS", "NOT_JUDGED") and m.reason != "stopped_early"]
+    judged = judged or [m for m in gated if m.outcome not in ("PASS", "NOT_JUDGED")]
+    said = [sentence(m) for m in judged] or [sentence(min(gated, key=lambda m: m.lower + m.margin))]
+    if verdict.outcome == "REGRESSED":
+        said += [
+            f"the evaluation ended early, after {s.items} of {s.of} items of {s.task}, for that was certain"
+            for s in verdict.stopped
+        ]
+    return said
+
+
+def unsteady(metric: ControlMetric) -> str:
+    """Why the engine is too unsteady for a verdict, in words."""
+    return (
+        f"{metric.metric}: the baseline disagrees with itself on {metric.flips} of {metric.items} items, "
+        f"{100 * metric.disagreement:.2f} points (up to {100 * metric.upper:.2f}, at most {100 * metric.limit:.2f} are "
+        "tolerable): unstable_engine"
+    )
+
+
 def sentence(metric: Any) -> str:
     """One metric's result in words, in points (hundredths)."""
     drop = -100 * metric.difference
@@ -73,6 +112,11 @@ def check(spec: GateSpec, summary: dict[str, Any]) -> None:
     if summary["outcome"] == "REGRESSED":
         raise RegressedError(f"the candidate regressed: {what}", remedy="report.md shows the items that got worse.")
     if summary["outcome"] == "INCONCLUSIVE" and spec.inconclusive != "allow":
+        if any("unstable_engine" in reason for reason in summary["reasons"]):
+            raise InconclusiveError(
+                f"the engine does not agree with itself, so no verdict means anything: {what}",
+                remedy="Fix what varies (sampling, batch-dependent kernels, a shared server), or measure elsewhere.",
+            )
         raise InconclusiveError(
             f"the items measured cannot decide: {what}",
             remedy="Measure more items, or accept the risk with `gate: {inconclusive: allow}`.",
@@ -80,17 +124,67 @@ def check(spec: GateSpec, summary: dict[str, Any]) -> None:
 
 
 def preflight(spec: GateSpec, inputs: Inputs) -> Estimate:
-    """UsageError when a metric belongs to a task that nobody evaluates."""
-    from evals.spec import EvaluateSpec
-    from evals.tasks import find_task, read_task
+    """UsageError when a metric belongs to a task that nobody evaluates; says what the gate can decide."""
+    planned = plan_of(spec, inputs)
+    return Estimate(2.0, rule="reads the records", details={"gate": planned.to_dict()}, warnings=planned.warnings)
+
+
+def details(spec: GateSpec, inputs: Inputs) -> dict[str, Any]:
+    return {"gate": plan_of(spec, inputs).to_dict()}
+
+
+def plan_of(spec: GateSpec, inputs: Inputs) -> GatePlan:
+    """What this gate can decide: on the baseline's records where there are any, else on the tasks' items."""
+    from sqtool.gate.plan import plan
 
     section = inputs.sections["evaluate"]
     assert isinstance(section, EvaluateSpec)
-    tasks = [read_task(find_task(name, inputs.root)).task for name in section.tasks]
+    _check_tasks(spec, section, inputs.root)
+    baseline = inputs.folders.get("baseline")
+    if baseline is not None and read_result(baseline) is not None:
+        return plan(spec, _recorded(spec, baseline / RECORDS))
+    return plan(spec, _expected(section, inputs.root))
+
+
+def _check_tasks(spec: GateSpec, section: EvaluateSpec, root: Path) -> None:
+    from evals.tasks import find_task, read_task
+
+    tasks = [read_task(find_task(name, root)).task for name in section.tasks]
     for name in spec.metrics:
         task = name.rpartition(".")[0]
         if task not in tasks:
             raise UsageError(
                 f"gate.metrics.{name}: evaluate.tasks names no task {task!r}", remedy=did_you_mean(task, tasks)
             )
-    return Estimate(2.0, rule="reads the records")
+
+
+def _recorded(spec: GateSpec, folder: Path) -> dict[str, PlannedTask]:
+    from sqtool.gate.plan import PlannedTask
+    from sqtool.gate.records import load, task_files
+
+    needed = {name.rpartition(".")[0] for name in spec.gated}
+    with_fields = any(rule.field != "kind" for rule in spec.slices)
+    files = task_files(folder)
+    return {task: PlannedTask(load(files[task], with_fields=with_fields), measured=True) for task in sorted(needed)}
+
+
+def _expected(section: EvaluateSpec, root: Path) -> dict[str, PlannedTask]:
+    """Stand-ins for the records that the baseline will have."""
+    import numpy as np
+
+    from sqtool.gate.plan import PlannedTask
+    from sqtool.gate.records import TaskRecords
+
+    tasks = {}
+    for name, facts in item_facts(section, root).items():
+        records = TaskRecords(
+            path=facts.path,
+            sha256="",
+            ids=list(facts.ids),
+            clusters=list(facts.clusters),
+            kinds=list(facts.kinds),
+            fields=list(facts.fields),
+            scores={metric: np.where(applies, 1.0, np.nan) for metric, applies in facts.applies.items()},
+        )
+        tasks[name] = PlannedTask(records, measured=False)
+    return tasks

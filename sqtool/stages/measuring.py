@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evals.spec import EvaluateSpec
 from sqtool.errors import DataError, EngineError
 from sqtool.files import canonical_json
 from sqtool.stages.contract import Estimate, Inputs
 from sqtool.stages.sections import engine_section
+
+if TYPE_CHECKING:
+    from evals.tasks import Task
 
 ITEMS_PER_SECOND = 18.0
 """Items of the reference tasks that vLLM answers a second on 2 CPU cores, 64 sequences at once."""
@@ -61,23 +66,49 @@ def engine_preflight(inputs: Inputs) -> None:
     locate(resolve_env(engine_section(inputs), inputs.root))
 
 
-_counted: dict[str, dict[str, int]] = {}
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a plan needs of a task's items, after `evaluate.limit`. The sequences have one entry an item; `applies`
+    names those metrics of which the scorer knows where they apply."""
+
+    path: Path
+    ids: Sequence[str]
+    clusters: Sequence[str | None]
+    kinds: Sequence[str]
+    fields: Sequence[dict[str, Any]]
+    applies: dict[str, list[bool]]
+
+    @classmethod
+    def of(cls, task: Task) -> TaskFacts:
+        """The facts of a loaded task, which can then be forgotten."""
+        metrics = [frozenset(task.scorer.applies(item)) for item in task.items]
+        return cls(
+            path=task.items_path,
+            ids=[item.id for item in task.items],
+            clusters=[item.cluster for item in task.items],
+            kinds=[item.kind for item in task.items],
+            fields=[item.slice_fields() for item in task.items],
+            applies={name: [name in given for given in metrics] for name in task.scorer.metrics},
+        )
 
 
-def _item_counts(spec: EvaluateSpec, root: Path) -> dict[str, int]:
-    """Items of each task; checking thousands of tool schemas takes seconds, so baseline and evaluate share it."""
+_known: dict[str, dict[str, TaskFacts]] = {}
+
+
+def item_facts(spec: EvaluateSpec, root: Path) -> dict[str, TaskFacts]:
+    """Facts of each task; checking thousands of tool schemas takes seconds, so the stages share it."""
     from evals.tasks import load_tasks
 
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in task_files(spec, root)]
     key = canonical_json([states, spec.limit])
-    if key not in _counted:
-        _counted[key] = {task.name: len(task.items) for task in load_tasks(spec, root)}
-    return _counted[key]
+    if key not in _known:
+        _known[key] = {task.name: TaskFacts.of(task) for task in load_tasks(spec, root)}
+    return _known[key]
 
 
 def evaluation_estimate(spec: EvaluateSpec, inputs: Inputs) -> Estimate:
     """Loads and checks every task, so that a bad item fails before the engine starts; counts the items."""
-    counts = _item_counts(spec, inputs.root)
+    counts = {name: len(facts.ids) for name, facts in item_facts(spec, inputs.root).items()}
     items = sum(counts.values())
     texts = 0 if spec.drift is None else spec.drift.items + spec.drift.prose_items
     seconds = START_SECONDS + items / ITEMS_PER_SECOND + texts / DRIFT_TEXTS_PER_SECOND

@@ -7,8 +7,9 @@ from typing import Any
 
 from sqtool.files import canonical_json, write_text
 from sqtool.release.spec import ReleaseSpec
+from sqtool.stages.baseline import RECORDS
 from sqtool.stages.contract import Estimate, Inputs, StageResult
-from sqtool.stages.gate import RECORDS, VERDICT
+from sqtool.stages.gate import VERDICT
 
 EXTRAS = {
     "speculate.json": ("speculate", "speculate.json"),
@@ -33,7 +34,11 @@ def run(spec: ReleaseSpec, inputs: Inputs, out: Path) -> StageResult:
         extras={name: path for name, path in files.items() if path.is_file()},
         provenance={"recipe": inputs.recipe["name"], "seed": inputs.seed, "model": str(inputs.recipe["model"])},
         progress=inputs.progress,
-        records=(inputs.folders["baseline"] / RECORDS, inputs.folders["evaluate"] / RECORDS),
+        records=(
+            inputs.folders["baseline"] / RECORDS,
+            inputs.folders["evaluate"] / RECORDS,
+            inputs.folders["control"] / RECORDS if "control" in inputs.folders else None,
+        ),
     )
     write_text(out / "where.txt", f"{summary['path']}\n")
     return StageResult(summary)

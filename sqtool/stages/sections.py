@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from evals.spec import EngineSpec
 from quantize.spec import QuantizeSpec
+from sqtool.gate.spec import GateSpec
 from sqtool.stages.contract import Inputs
 
 
@@ -18,4 +19,11 @@ def quantize_section(inputs: Inputs) -> QuantizeSpec:
     """The `quantize` section."""
     section = inputs.sections["quantize"]
     assert isinstance(section, QuantizeSpec)
+    return section
+
+
+def gate_section(inputs: Inputs) -> GateSpec:
+    """The `gate` section."""
+    section = inputs.sections["gate"]
+    assert isinstance(section, GateSpec)
     return section

@@ -50,11 +50,15 @@ STAGES: tuple[Stage, ...] = (
         code=("evals",), reads=("model",), tools=_HF, shared=True,
     ),
     Stage(
-        "evaluate", ("evaluate", "engine"), ("quantize", "baseline"), "sqtool.stages.evaluate",
-        code=("evals",), reads=("candidate",), tools=_HF,
+        "control", ("evaluate", "engine"), ("baseline",), "sqtool.stages.control",
+        code=("evals",), reads=("model",), shared=True,
     ),
     Stage(
-        "gate", ("gate",), ("baseline", "evaluate"), "sqtool.stages.gate",
+        "evaluate", ("evaluate", "engine"), ("quantize", "baseline"), "sqtool.stages.evaluate",
+        code=("evals",), reads=("candidate",), tools=_HF, sees=("gate",),
+    ),
+    Stage(
+        "gate", ("gate",), ("baseline", "control", "evaluate"), "sqtool.stages.gate",
         code=("sqtool.gate",), sees=("evaluate",),
     ),
     Stage(
@@ -62,7 +66,7 @@ STAGES: tuple[Stage, ...] = (
         code=("sqtool.speculate", "evals"), reads=("model", "draft", "candidate"),
     ),
     Stage(
-        "release", ("release",), ("calibrate", "quantize", "baseline", "evaluate", "gate", "speculate"),
+        "release", ("release",), ("calibrate", "quantize", "baseline", "control", "evaluate", "gate", "speculate"),
         "sqtool.stages.release", code=("sqtool.release",), reads=("candidate", "name"),
     ),
 )  # fmt: skip

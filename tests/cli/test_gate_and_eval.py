@@ -105,6 +105,28 @@ def test_gate_again_from_records_alone(sqtool_: Sqtool, project: Callable[[int],
     assert asked == ["bf16", "w4a16"]
 
 
+@pytest.mark.parametrize(("wrong", "word"), [(0, "PASS"), (80, "REGRESSED"), (4, "INCONCLUSIVE")])
+def test_explain_and_report_a_run_without_a_recipe(
+    sqtool_: Sqtool, project: Callable[[int], list[str]], tmp_path: Path, wrong: int, word: str
+) -> None:
+    project(wrong)
+    sqtool_(*GATE)
+    (run,) = (path.name for path in (tmp_path / "artifacts/runs").iterdir())
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    said = sqtool_("explain", run)
+    assert (said.code, said.err) == (0, "")
+    assert f"  {word}: " in said.out
+    assert "What to do" in said.out
+    assert (f"quiz.exact_match: {wrong} of 400 items got worse" in said.out) == (wrong > 0)
+    told = sqtool_("explain", run, "--json").json
+    assert told["verdict"] == word
+    assert [change["worse"] for change in told["changes"]] == ([wrong] if wrong else [])
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before, "nothing is written"
+    comment = sqtool_("report", run, "--format", "comment").out
+    assert "sqtool gate --baseline models/bf16 --candidate " in comment
+    assert sqtool_("report", run, "--format", "junit").out.count("<failure") == (0 if wrong == 0 else 2)
+
+
 def test_gate_says_what_is_wrong(sqtool_: Sqtool, project: Callable[[int], list[str]]) -> None:
     project(0)
     same = sqtool_("gate", "--baseline", "models/bf16", "--candidate", "models/bf16", "--task", "quiz")

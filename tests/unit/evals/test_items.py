@@ -90,6 +90,13 @@ def test_slice_fields_must_be_there(write_jsonl: Writer) -> None:
         load_items(path, slices=["kind", "n"])
 
 
+def test_the_number_of_tools_is_a_field_of_every_item(write_jsonl: Writer) -> None:
+    own = tool_row([]) | {"id": "own", "fields": {"n_tools": 7}}
+    path = write_jsonl("x.jsonl", [tool_row([]) | {"fields": {"n": 1}}, own, text_row(1, "x")])
+    items = load_items(path, slices=["n_tools"])
+    assert [item.slice_fields() for item in items] == [{"n": 1, "n_tools": 2}, {"n_tools": 7}, {"n_tools": 0}]
+
+
 def test_an_empty_file_is_an_error(write_jsonl: Writer) -> None:
     with pytest.raises(DataError, match="no items"):
         load_items(write_jsonl("x.jsonl", [""]))

@@ -75,7 +75,7 @@ def test_records_and_summary(project: Path, fake_model: Path, fake_env: Path) ->
         "id": "i0",
         "kind": "b",
         "cluster": "c",
-        "fields": {"n": 0},
+        "fields": {"n": 0, "n_tools": 0},
         "scores": {"exact_match": 1.0},
         "failure": None,
         "detail": "",

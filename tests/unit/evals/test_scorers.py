@@ -55,6 +55,7 @@ def test_exact_match(answer: Answer, failure: str | None) -> None:
     item = Item.model_validate(text_row(1, "The Nile"))
     score = EXACT.score(item, answer)
     assert score.failure == failure
+    assert set(score.scores) == set(EXACT.applies(item))
     assert score.scores == {"exact_match": float(failure is None)}
 
 
@@ -204,3 +205,4 @@ def test_the_answer_is_right_exactly_when_it_has_no_failure(
             score = CALLS.score(item, answer)
             assert (score.scores["call_match"] == 1.0) == (score.failure is None)
             assert all(value in (0.0, 1.0) for value in score.scores.values())
+            assert set(score.scores) == set(CALLS.applies(item)), "what is scored depends on the item alone"

@@ -9,7 +9,7 @@ import pytest
 
 from sqtool.errors import DataError
 from sqtool.gate.defaults import spec_for
-from sqtool.gate.verdict import judge
+from sqtool.gate.judge import judge
 
 Write = Callable[..., Path]
 

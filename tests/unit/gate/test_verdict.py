@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from sqtool.errors import DataError
 from sqtool.gate.explain import explain
+from sqtool.gate.judge import judge
 from sqtool.gate.spec import GateSpec
-from sqtool.gate.verdict import Verdict, judge
+from sqtool.gate.verdict import Verdict
 
 Write = Callable[..., Path]
 GATE = GateSpec.for_metrics(["recall.m"])
@@ -30,7 +31,8 @@ def judged(write: Write, gains: int, losses: int, n: int, spec: GateSpec = GATE)
 @pytest.mark.parametrize(
     ("gains", "losses", "n", "outcome", "reason", "code"),
     [
-        (0, 0, 133, "PASS", "drop_beyond_margin_excluded", 0),
+        (0, 0, 149, "PASS", "drop_beyond_margin_excluded", 0),
+        (0, 0, 148, "INCONCLUSIVE", "exact_test_reaches_margin", 3),  # 0.98^148 is above 5 %
         (0, 0, 132, "INCONCLUSIVE", "interval_reaches_margin", 3),
         (0, 40, 500, "REGRESSED", "drop_exceeds_margin", 1),
         (2, 13, 500, "REGRESSED", "drop_shown", 1),
@@ -49,7 +51,8 @@ def test_rules(write_records: Write, gains: int, losses: int, n: int, outcome: s
 
 
 def test_items_to_decide(write_records: Write) -> None:
-    assert judged(write_records, 0, 0, 100).metric("recall.m").items_to_decide == 133
+    assert judged(write_records, 0, 0, 100).metric("recall.m").items_to_decide == 149
+    assert judged(write_records, 0, 0, 140).metric("recall.m").items_to_decide == 149
     metric = judged(write_records, 2, 8, 400).metric("recall.m")
     needed = metric.items_to_decide
     assert needed is not None
@@ -138,8 +141,8 @@ def test_missing_task_or_metric_fails(write_records: Write) -> None:
 
 
 def test_a_diagnostic_metric_that_does_not_pair_is_a_note(write_records: Write) -> None:
-    left = write_records("a", {"m": [1.0] * 140, "k": [1.0] * 140, "only": [1.0] * 140})
-    right = write_records("b", {"m": [1.0] * 140, "k": [1.0] * 139 + [None]})
+    left = write_records("a", {"m": [1.0] * 150, "k": [1.0] * 150, "only": [1.0] * 150})
+    right = write_records("b", {"m": [1.0] * 150, "k": [1.0] * 149 + [None]})
     verdict = judge(GATE, left, right)
     assert verdict.outcome == "PASS"
     assert [note.split(":")[0] for note in verdict.notes] == [
@@ -166,8 +169,8 @@ def test_slices(write_records: Write) -> None:
     assert verdict.tests_in_family == 5
     same = judge(spec, left, write_records("c", {"m": fine}, kinds=kinds, fields=fields))
     hard = next(part for part in same.slices if part.slice_value == "hard")
-    assert (same.outcome, hard.outcome, hard.items_to_decide) == ("PASS", "NOT_JUDGED", 133)
-    assert "Not judged: recall.m[kind=hard] has 100 items and would need about 133 items." in explain(same)
+    assert (same.outcome, hard.outcome, hard.items_to_decide) == ("PASS", "NOT_JUDGED", 149)
+    assert "Not judged: recall.m[kind=hard] has 100 items and would need about 149 items." in explain(same)
     strict = GateSpec.model_validate({"metrics": {"recall.m": 0.02}, "slices": [{"field": "kind", "require": "pass"}]})
     assert judge(strict, left, write_records("c", {"m": fine}, kinds=kinds, fields=fields)).outcome == "INCONCLUSIVE"
     with pytest.raises(DataError, match="no item that is scored has it"):
@@ -200,7 +203,7 @@ def test_the_file_is_the_same_bytes_every_time(write_records: Write) -> None:
     assert first.to_json() == second.to_json()
     assert Verdict.from_json(first.to_json()) == first
     assert Verdict.from_json(first.to_json()).to_json() == first.to_json()
-    assert json.loads(first.to_json())["schema"] == "sqtool.verdict/1"
+    assert json.loads(first.to_json())["schema"] == "sqtool.verdict/2"
     assert first.bindings == bindings
     order = list(range(300))
     rng.shuffle(order)
@@ -267,7 +270,7 @@ def test_explain(write_records: Write) -> None:
     assert "adjusted p = 0.0037" in shown
     unclear = explain(judged(write_records, 0, 0, 100))
     assert "Even a candidate without a single changed answer" in unclear
-    assert "About 133 items" in unclear
+    assert "About 149 items" in unclear
 
 
 def test_a_million_items_in_five_seconds(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sqtool.files import digest_folder
+from sqtool.gate.judge import judge
 from sqtool.gate.spec import GateSpec
-from sqtool.gate.verdict import judge
 from sqtool.release.publish import publish
 from sqtool.release.spec import ReleaseSpec
 

@@ -69,6 +69,14 @@ def test_only_a_hub_id_becomes_base_model(case: Case, model: str) -> None:
     assert "base_model" not in found or found["base_model"] == model
 
 
+def test_on_a_cpu_the_command_says_how_much_memory_the_cache_gets(case: Case) -> None:
+    """Without it vLLM asks for 92 % of the memory and does not start on a machine where anything else runs."""
+    words = "--kv-cache-memory-bytes 2147483648 --tool-call-parser hermes"
+    engine = {"engine": "vllm", "version": "0.32.0+cpu", "flags": words.split()}
+    case.edit_verdict(lambda v: v["bindings"].update(engine=engine, baseline_engine=engine))
+    assert f"vllm serve . {words}\n" in card(case)
+
+
 def test_quantization_of_something_else(tmp_path: Path) -> None:
     assert quantization(tmp_path) == {}
     for config in ("{", "[]", "{}", json.dumps({"quantization_config": None})):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sqtool.files import write_json
+from sqtool.gate.judge import judge
 from sqtool.gate.spec import GateSpec
-from sqtool.gate.verdict import judge
 
 LATENCY = {"p50": 12.34, "p90": 15.0, "p95": 20.5, "p99": 150.2, "mean": 13.0, "n": 160}
 ENGINE = {
@@ -124,7 +124,10 @@ def make_run(tmp_path: Path) -> Make:
             "evaluate": {"engine": ENGINE, "tasks": {}, "drift": DRIFT},
             "gate": {"outcome": verdict.outcome},
             "speculate": copy.deepcopy(SPECULATE),
-            "release": {"path": "artifacts/releases/demo/2026-01-01-abc"},
+            "release": {
+                "path": "artifacts/releases/demo/2026-01-01-abc",
+                "serve": "vllm serve artifacts/releases/demo/2026-01-01-abc --tool-call-parser hermes",
+            },
         }
         stages = []
         for name, summary in summaries.items():

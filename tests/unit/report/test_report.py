@@ -19,9 +19,7 @@ def test_released_says_it_first_then_why_and_how_to_serve(make_run: Make) -> Non
     assert lines[0] == "# RELEASED: demo"
     assert lines[2] == "- every gated metric held its margin; published as artifacts/releases/demo/2026-01-01-abc"
     assert "- weights 29.1 MB, now 10.5 MB, 64 % smaller" in lines
-    assert (
-        "vllm serve artifacts/releases/demo/2026-01-01-abc --enable-auto-tool-choice --tool-call-parser hermes" in lines
-    )
+    assert "vllm serve artifacts/releases/demo/2026-01-01-abc --tool-call-parser hermes" in lines
     assert "| recall.exact_match | 100.00 % | 100.00 % | 0.00 | -0.67 to +0.67 | 2.00 | 400 | 0/0 | PASS |" in lines
 
 

@@ -19,7 +19,7 @@ from sqtool.files import digest_folder, write_json
 from sqtool.gate.spec import GateSpec
 from sqtool.release.spec import ReleaseSpec
 from sqtool.speculate.spec import SpeculateSpec
-from sqtool.stages import baseline, calibrate, evaluate, gate, quantize, release, speculate
+from sqtool.stages import baseline, calibrate, control, evaluate, gate, quantize, release, speculate
 from sqtool.stages.contract import Inputs
 from sqtool.stages.table import STAGES
 
@@ -75,6 +75,7 @@ def inputs(tmp_path: Path) -> Inputs:
             "quantize": AWQ,
             "calibrate": CalibrateSpec(),
             "evaluate": EvaluateSpec(tasks=("t",), drift=None),
+            "gate": GateSpec(early_stop="off"),
         },
         recipe={"name": "mine", "text": "name: mine\n", "model": "model", "resolved": {}},
     )
@@ -144,6 +145,30 @@ def test_baseline_and_evaluate(double: Callable[..., Double], inputs: Inputs, tm
     assert "drift" not in evaluate.run(EvaluateSpec(drift=None), inputs, out).summary
 
 
+def test_evaluate_is_watched_and_says_by_which_rules_it_ended(
+    double: Callable[..., Double], inputs: Inputs, tmp_path: Path
+) -> None:
+    records(inputs.folders["baseline"], [1.0, 1.0])
+    ended = {"tasks": {"t": {"n": 1, "of": 2}}, "stopped": {"task": "t"}}
+    asked = double("evals.run:evaluate", ended)
+    gate = GateSpec.for_metrics(["t.exact_match"])
+    watched = Inputs(**{**vars(inputs), "sections": {**inputs.sections, "gate": gate}})
+    summary = evaluate.run(EvaluateSpec(drift=None), watched, out_of(tmp_path)).summary
+    assert asked.arguments["watch"].spec == gate
+    assert evaluate.stale(summary, watched) == ""
+    wider = Inputs(**{**vars(inputs), "sections": {"gate": GateSpec.for_metrics(["t.exact_match"], max_drop=0.5)}})
+    assert evaluate.stale(summary, wider) == "it ended early by other rules of the gate"
+    assert evaluate.stale({"tasks": {"t": {"n": 2, "of": 2}}}, wider) == ""  # a complete one serves any rules
+
+
+def test_control(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
+    asked = double("evals.control:control", {"different_answers": 0})
+    assert control.run(EvaluateSpec(), inputs, out_of(tmp_path)).summary == {"different_answers": 0}
+    assert (asked.arguments["model"], asked.arguments["baseline"]) == (inputs.model, inputs.folders["baseline"])
+    assert control.skip(EvaluateSpec(control=None), inputs)
+    assert not control.skip(EvaluateSpec(), inputs)
+
+
 def test_speculate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
     fake = double("sqtool.speculate.run:speculate", {"arms": {}})
     assert speculate.run(SpeculateSpec(), inputs, out_of(tmp_path)).summary == {"arms": {}}
@@ -162,7 +187,8 @@ def test_release(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) 
     given = fake.arguments
     assert (given["spec"].name, given["recipe_text"]) == ("mine", "name: mine\n")
     assert list(given["extras"]) == ["coverage.json"]
-    assert given["records"] == (inputs.folders["baseline"] / "records", inputs.folders["evaluate"] / "records")
+    sides = (inputs.folders["baseline"] / "records", inputs.folders["evaluate"] / "records", None)
+    assert given["records"] == sides
     assert release.stale(result.summary, inputs) == "the release artifacts/releases/mine/1 is gone"
 
 
@@ -214,7 +240,74 @@ def test_gate_preflight_knows_the_tasks(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         gate.preflight(GateSpec.model_validate({"metrics": {"othr.exact_match": 0.02}}), inputs)
     assert caught.value.remedy == "did you mean 'other'?"
-    gate.preflight(GateSpec.model_validate({"metrics": {"other.exact_match": 0.02}}), inputs)
+    spec = GateSpec.model_validate({"metrics": {"other.exact_match": 0.02}})
+    with pytest.raises(DataError, match="no such file"):
+        gate.preflight(spec, inputs)
+    text_items(tmp_path / "t.jsonl", 5)
+    assert gate.preflight(spec, inputs).details["gate"]["metrics"][0]["items"] == 5
+
+
+def text_items(path: Path, n: int) -> None:
+    message = {"role": "user", "content": "?"}
+    rows = [{"id": f"i{k}", "kind": "k", "messages": [message], "expected": {"text": "x"}} for k in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def tool_items(path: Path, called: int, abstained: int) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    rows = [
+        {
+            "id": f"i{k}",
+            "messages": [{"role": "user", "content": "?"}],
+            "tools": [tool] if k % 2 else [tool, {"type": "function", "function": {"name": "g"}}],
+            "expected": {"calls": [{"name": "f"}] if k < called else []},
+        }
+        for k in range(called + abstained)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_gate_plans_the_items_that_each_metric_applies_to(inputs: Inputs, tmp_path: Path) -> None:
+    folder = tmp_path / "evals/tasks"
+    folder.mkdir(parents=True)
+    (folder / "t.yaml").write_text("task: t\nitems: t.jsonl\nscorer: tool_calls\n")
+    tool_items(tmp_path / "t.jsonl", 300, 100)
+    metrics = {"t.schema_valid": 0.02, "t.call_match": {"relative": 0.02}, "t.later": 0.01}
+    spec = GateSpec.model_validate({"metrics": metrics, "slices": ["n_tools"]})
+
+    def planned(limit: int | None) -> dict[str, Any]:
+        sections = {**inputs.sections, "evaluate": EvaluateSpec(tasks=("t",), drift=None, limit=limit)}
+        estimate = gate.preflight(spec, Inputs(**{**vars(inputs), "sections": sections}))
+        assert estimate.details["gate"]["warnings"] == list(estimate.warnings)
+        return dict(estimate.details["gate"])
+
+    assert [(m["items"], m["counted"]) for m in planned(None)["metrics"]] == [
+        (300, "items"),
+        (400, "items"),
+        (400, "at_most"),
+    ]
+    assert [(part["value"], part["items"]) for part in planned(None)["slices"]][:2] == [("1", 150), ("2", 150)]
+    few = planned(100)
+    assert [m["items"] for m in few["metrics"]] == [75, 100, 100]
+    assert "t.schema_valid has 75 items, and a margin of 2 points needs at least 149" in few["warnings"][0]
+
+
+def test_the_gate_plans_on_the_baselines_records_where_there_are_any(inputs: Inputs, tmp_path: Path) -> None:
+    folder = tmp_path / "evals/tasks"
+    folder.mkdir(parents=True)
+    (folder / "t.yaml").write_text("task: t\nitems: t.jsonl\nscorer: exact_match\n")
+    text_items(tmp_path / "t.jsonl", 5)
+    spec = GateSpec.model_validate({"metrics": {"t.exact_match": {"relative": 0.1}}})
+    records(inputs.folders["baseline"], [0.0] * 200 + [1.0] * 200)
+    (metric,) = gate.preflight(spec, inputs).details["gate"]["metrics"]
+    assert (metric["items"], metric["counted"], metric["margin"]) == (400, "baseline", 0.05)
+    assert gate.details(spec, inputs)["gate"]["metrics"] == [metric]
+    (inputs.folders["baseline"] / "result.json").unlink()
+    (metric,) = gate.preflight(spec, inputs).details["gate"]["metrics"]
+    assert (metric["items"], metric["margin"]) == (5, None), "an unfinished baseline counts for nothing"
+    records(inputs.folders["baseline"], [0.0] * 400)
+    with pytest.raises(DataError, match="relative margin"):
+        gate.preflight(spec, inputs)
 
 
 def test_evaluation_data_are_the_task_files_and_their_items(inputs: Inputs, tmp_path: Path) -> None:

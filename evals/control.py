@@ -1,0 +1,97 @@
+"""The A/A control: the baseline answers again, after a restart, in another order, at another concurrency.
+
+What then differs is the engine's doing. Where not one character of the first items differs, that is all that is asked;
+otherwise all items are, so that the disagreement can be measured. It is the gate that says what follows from it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from evals.client import Endpoint
+from evals.items import Item, take
+from evals.records import WHAT_WAS_SAID, answer_key
+from evals.run import run_task
+from evals.server import VllmServer
+from evals.spec import EngineSpec, EvaluateSpec
+from evals.tasks import Task, load_tasks
+from evals.watching import Decision
+from sqtool.files import read_jsonl, sha256_text, write_json
+from sqtool.progress import SILENT, Progress
+
+
+@dataclass
+class _Shuffled:
+    """A watch that only orders: by a hash, which is neither the file's order nor the candidate's."""
+
+    every: int = 1 << 30
+    why: Mapping[str, Any] = field(default_factory=dict)
+
+    def order(self, task: str, ids: Sequence[str]) -> list[int]:
+        return sorted(range(len(ids)), key=lambda at: sha256_text(f"control {task} {ids[at]}"))
+
+    def look(self, task: str, new: Sequence[Mapping[str, Any]]) -> Decision:
+        return "go_on"
+
+
+def control(
+    spec: EvaluateSpec,
+    engine: EngineSpec,
+    *,
+    model: Path,
+    baseline: Path,
+    root: Path,
+    out: Path,
+    progress: Progress = SILENT,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Answer again with `model`; `baseline` holds its first `records/`. Writes `out/records/<task>.jsonl` and
+    returns and writes (`out/control.json`) {"engine", "items", "different_answers", "concurrency"}.
+
+    Raises as `evals.run.evaluate` does.
+    """
+    assert spec.control is not None
+    tasks = load_tasks(spec, root)
+    other = spec.model_copy(update={"concurrency": max(1, spec.concurrency // 3) if spec.concurrency > 1 else 2})
+    total = sum(len(task.items) for task in tasks)
+    few = [
+        replace(task, items=tuple(take(task.items, max(1, round(spec.control.items * len(task.items) / total)))))
+        for task in tasks
+    ]
+    with VllmServer(model, engine, log=out / "vllm.log", root=root, progress=progress) as server:
+        endpoint = Endpoint(server.base_url, server.api_key, server.served_name, server.require_alive)
+
+        def ask(some: Sequence[Task], folder: Path) -> int:
+            for task in some:
+                key = answer_key(model, engine, task.generation, seed)
+                run_task(task, endpoint, other, key=key, out=folder, progress=progress, seed=seed, watch=_Shuffled())
+            return sum(_different(task.items, baseline, folder, task.name) for task in some)
+
+        different = ask(few, out)
+        asked = few
+        if different and any(len(a.items) < len(b.items) for a, b in zip(few, tasks, strict=True)):
+            progress.note(f"control: {different} answers differ, so all items are asked again")
+            shutil.rmtree(out / "records")
+            asked = list(tasks)
+            different = ask(tasks, out)
+        facts = server.facts()
+    summary = {
+        "engine": facts,
+        "items": sum(len(task.items) for task in asked),
+        "different_answers": different,
+        "concurrency": other.concurrency,
+    }
+    write_json(out / "control.json", summary)
+    return summary
+
+
+def _different(items: Sequence[Item], baseline: Path, folder: Path, task: str) -> int:
+    sides = [
+        {row["id"]: row["output"] for _, row in read_jsonl(place / "records" / f"{task}.jsonl")}
+        for place in (baseline, folder)
+    ]
+    return sum(any(sides[0][i.id].get(k) != sides[1][i.id].get(k) for k in WHAT_WAS_SAID) for i in items)

@@ -1,0 +1,50 @@
+"""Guides under docs/: every command in them is one that exists, every gate section is one that a recipe may have."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from sqtool.cli import COMMANDS, cli
+from sqtool.gate.spec import GateSpec
+
+DOCS = Path(__file__).parents[2] / "docs"
+GUIDES = ("gate.md",)
+
+
+def blocks(guide: str) -> list[str]:
+    """The indented blocks, without their indentation."""
+    text = (DOCS / guide).read_text(encoding="utf-8")
+    found = re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, flags=re.MULTILINE)
+    return [re.sub(r"^    ", "", block, flags=re.MULTILINE).strip("\n") for block in found]
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_commands_exist(guide: str) -> None:
+    lines = [line for block in blocks(guide) for line in block.splitlines() if line.startswith("sqtool ")]
+    assert lines
+    for line in lines:
+        name, *arguments = shlex.split(line)[1:]
+        command = cli.get_command(cli.make_context("sqtool", ["doctor"]), name)
+        assert command is not None, line
+        command.make_context(name, arguments)  # a wrong option or a missing argument raises
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_sections_can_be_read(guide: str) -> None:
+    sections = [YAML(typ="safe").load(block) for block in blocks(guide) if block.startswith("gate:")]
+    assert sections
+    for section in sections:
+        GateSpec.model_validate(section["gate"])
+
+
+def test_commands_named_in_a_sentence_exist() -> None:
+    for guide in GUIDES:
+        for name in re.findall(r"`sqtool (\w+)", (DOCS / guide).read_text(encoding="utf-8")):
+            assert name in COMMANDS
+            import_module(f"sqtool.cli.{name}")
