@@ -95,7 +95,6 @@ def false_refusals(rng: np.random.Generator, draws: int) -> None:
     for metrics in (1, 4, 8, 20):
         for n in (100, 500, 2000):
             for discordance in (0.01, 0.05, 0.20):
-                refused = np.zeros(draws, dtype=bool)
                 by_threshold, by_z = np.zeros(draws, dtype=bool), np.zeros(draws, dtype=bool)
                 p_values, estimates = [], []
                 for _ in range(metrics):
@@ -105,14 +104,7 @@ def false_refusals(rng: np.random.Generator, draws: int) -> None:
                     by_threshold |= estimates[-1] <= -0.01
                     error = math.sqrt(2 * BASELINE * (1 - BASELINE) / (n - 1))
                     by_z |= estimates[-1] / error < norm.ppf(ALPHA)
-                # The smallest p-value is the first that Holm looks at; a later one is only reached past it.
-                order = np.sort(np.array(p_values), axis=0)
-                at = np.argsort(np.array(p_values), axis=0)
-                running = np.ones(draws, dtype=bool)
-                for rank in range(metrics):
-                    running &= order[rank] * (metrics - rank) <= ALPHA
-                    estimate = np.take_along_axis(np.array(estimates), at[rank][None], axis=0)[0]
-                    refused |= running & (estimate <= -0.02)
+                refused = refuses(np.array(p_values), np.array(estimates), 0.02, ALPHA)
                 cells = (refused.mean(), by_threshold.mean(), by_z.mean())
                 rows.append([str(metrics), str(n), f"{100 * discordance:g}", *(percent(float(c)) for c in cells)])
     table(
@@ -120,6 +112,17 @@ def false_refusals(rng: np.random.Generator, draws: int) -> None:
         ["metrics", "items each", "discordance, %", "gate", *OTHERS],
         rows,
     )
+
+
+def refuses(p_values: Counts, estimates: Counts, margin: float, alpha: float) -> NDArray[np.bool_]:
+    """Whether Holm's procedure rejects a metric whose estimate is at or past the margin; from [metrics, draws]."""
+    order, metrics = np.argsort(p_values, axis=0), len(p_values)
+    ranked, drops = np.take_along_axis(p_values, order, 0), np.take_along_axis(estimates, order, 0)
+    # The smallest p-value is the first that Holm looks at; a later one is only reached past it.
+    steps = metrics - np.arange(metrics)[:, None]
+    running = np.logical_and.accumulate(ranked * steps <= alpha, axis=0)
+    result: NDArray[np.bool_] = np.any(running & (drops <= -margin), axis=0)
+    return result
 
 
 def power(rng: np.random.Generator, draws: int) -> None:

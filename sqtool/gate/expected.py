@@ -159,10 +159,11 @@ def decide_paths(
         fixed_pass = np.zeros(draws, dtype=np.bool_)
     else:
         fixed_pass = passes(gains, losses, n, margin, alpha)
-    outcome = np.where(fixed_pass, OUTCOMES.index("PASS"), OUTCOMES.index("INCONCLUSIVE"))
-    outcome[fixed_harm(gains, losses, n, margin, fixed_alpha / family)] = OUTCOMES.index("REGRESSED")
-    outcome[passed < harmed] = OUTCOMES.index("PASS")
-    outcome[(harmed <= passed) & (harmed < never)] = OUTCOMES.index("REGRESSED")
+    outcome = np.where(fixed_pass | (passed < harmed), OUTCOMES.index("PASS"), OUTCOMES.index("INCONCLUSIVE"))
+    # Whoever reaches the last look is also tested for harm there, and harm goes first as everywhere in the gate.
+    at_end = np.minimum(harmed, passed) >= never - 1
+    harm = fixed_harm(gains, losses, n, margin, fixed_alpha / family)
+    outcome[(at_end & harm) | ((harmed <= passed) & (harmed < never))] = OUTCOMES.index("REGRESSED")
     return outcome, asked[np.minimum(np.minimum(harmed, passed), never - 1)]
 
 

@@ -6,19 +6,24 @@ Which interval is used, decided by the data's form and never by the outcome that
 | --- | --- | --- | --- |
 | all 0 or 1 | absolute | any number | Tango's score interval |
 | all 0 or 1 | relative | any number | bounded score interval of candidate - (1 - r) baseline |
-| between | either | fewer than 30 | bounded score interval |
-| between | either | 30 or more | Student t |
+| between | either | fewer than 30, or fewer than 300 items or clusters | bounded score interval |
+| between | either | else, skewness of the mean up to 0.05 | Student t |
+| between | either | else, skewness up to 0.3 and at most 5,000 items or clusters | BCa bootstrap |
+| between | either | else | bounded score interval |
 
 The bounded score interval is Tango's construction on any values in a known range: the hypothesised mean is tested with
 the variance of the nonparametric maximum likelihood estimate under that hypothesis, the ends of the range included in
 its support (Owen 2001, Empirical Likelihood, section 2.5 for the estimate). On {-1, 0, 1} it is Tango's interval, on
 the four cells of a relative margin the interval of Tang, Tang and Chan (2003, Statistics in Medicine 22:1217-1233).
-Unlike Student t it does not shrink to a point when nothing differed, which is why it serves the few-differences case.
+Unlike Student t it does not shrink to a point when nothing differed, and it allows for a rare total loss that no item
+has shown yet, which is why it serves small samples. On larger ones its one-sided error is right at any skewness, and
+Student t's is not: benchmarks/gate/coverage.md compares the three.
 
 Clusters (items that share a source): Student t takes the cluster-robust variance, never below the independent one,
-with G - 1 degrees of freedom. The score intervals divide their counts by the design effect (Rao and Scott 1992,
-Biometrics 48:577-585), at least 1, and use the same t quantile; with fewer than 10 clusters that contain a difference
-the effect cannot be estimated and the worst one is taken, that the items of a cluster always change together.
+with G - 1 degrees of freedom; the bootstrap draws whole clusters. The score intervals divide their counts by the design
+effect (Rao and Scott 1992, Biometrics 48:577-585), at least 1, and use the same t quantile; with fewer than 10 clusters
+that contain a difference the effect cannot be estimated and the worst one is taken, that the items of a cluster always
+change together.
 """
 
 from __future__ import annotations
@@ -32,12 +37,22 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm, t
 
+from sqtool.gate.bootstrap import bca_bounds, skewness_of_mean
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bounds = Callable[[float], tuple[float, float]]
 
 FEW_DIFFERENCES = 30
-"""Below this many differing items Student t is not trusted."""
+"""Below this many differing items only the bounded score interval is trusted."""
+FEW_TERMS = 300
+"""Below this many items (or clusters) too: a total loss on 1 % of them goes unseen with more than 5 %."""
+MANY_TERMS = 5000
+"""Beyond this many the bootstrap is slow."""
+SKEWED = 0.05
+"""Skewness of the mean above which Student t's error rate is off by more than half a point (0.11 x skewness)."""
+VERY_SKEWED = 0.3
+"""Skewness of the mean above which the bootstrap is off as well."""
 FEW_CLUSTERS = 10
 """Below this many clusters with a difference their correlation is taken as complete."""
 _MANY_VALUES = 4096
@@ -150,6 +165,11 @@ def _merge(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
     return distinct, np.bincount(where, weights=weights).astype(np.float64)
 
 
+def _totals(values: Floats, codes: Ints) -> tuple[Floats, Floats]:
+    """(sums, sizes) of the clusters."""
+    return np.bincount(codes, weights=values).astype(np.float64), np.bincount(codes).astype(np.float64)
+
+
 def student_t(values: Floats, codes: Ints | None) -> tuple[float, float, float]:
     """(standard error, degrees of freedom, design effect) of the mean; cluster-robust where `codes` are given."""
     n = len(values)
@@ -195,15 +215,22 @@ def paired_interval(
     binary = is_binary(baseline) and is_binary(candidate)
     suffix = "" if codes is None else ", clusters"
 
-    if not binary and np.count_nonzero(changed) >= FEW_DIFFERENCES:
+    if not binary and np.count_nonzero(changed) >= FEW_DIFFERENCES and groups >= FEW_TERMS:
         error, freedom, effect = student_t(values, codes)
-        reach = float(t.ppf(1 - alpha, freedom)) * error
+        sums, sizes = (values, None) if codes is None else _totals(values, codes)
+        skewness = abs(skewness_of_mean(sums, sizes))
+        if skewness <= SKEWED or (skewness <= VERY_SKEWED and groups <= MANY_TERMS):
+            if skewness <= SKEWED:
+                reach = float(t.ppf(1 - alpha, freedom)) * error
+                method, ends = "student_t", (estimate - reach, estimate + reach)
+            else:
+                method, ends = "bca", bca_bounds(sums, sizes, alpha)
 
-        def by_t(factor: float) -> tuple[float, float]:
-            half = reach / math.sqrt(factor)
-            return max(low, estimate - half), min(high, estimate + half)
+            def scaled(factor: float) -> tuple[float, float]:
+                below, above = (end + (estimate - end) * (1 - 1 / math.sqrt(factor)) for end in ends)
+                return max(low, below), min(high, above)
 
-        return Interval(estimate, *by_t(1.0), "student_t" + suffix, effect, by_t)
+            return Interval(estimate, *scaled(1.0), method + suffix, effect, scaled)
 
     effect = 1.0 if codes is None else design_effect(values, changed, codes)
     size = n / effect

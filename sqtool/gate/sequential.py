@@ -255,6 +255,6 @@ def order(ids: Sequence[str], clusters: Sequence[str | int | None], seed: int) -
         groups[("item", str(name)) if cluster is None else (type(cluster).__name__, str(cluster))].append(place)
 
     def shuffled(group: tuple[str, str]) -> bytes:
-        return hashlib.sha256("\0".join((str(seed), *group)).encode()).digest()
+        return hashlib.sha256("\0".join((str(seed), *group)).encode("utf-8", "surrogatepass")).digest()
 
     return [place for group in sorted(groups, key=shuffled) for place in sorted(groups[group], key=lambda i: ids[i])]

@@ -180,12 +180,28 @@ def test_rule_of_choice() -> None:
     fractional = np.full(200, 0.5)
     few = fractional.copy()
     few[:29] += 0.1
-    many = fractional.copy()
-    many[:30] += 0.1
+    noise = rng.uniform(-0.1, 0.1, 20_000)
+    skewed = np.where(rng.random(20_000) < 0.05, -0.5, noise)
+    rare = np.where(np.arange(20_000) % 4000 == 0, -0.5, noise / 1000)
+
+    def chosen(differences: np.ndarray, codes: np.ndarray | None = None) -> str:
+        half = np.full(len(differences), 0.5)
+        return paired_interval(half, half + differences, codes, 0.05).method
+
     assert paired_interval(binary, other, None, 0.05).method == "tango"
     assert paired_interval(binary, other, None, 0.05, relative=0.1).method == "bounded_score"
     assert paired_interval(fractional, few, None, 0.05).method == "bounded_score"
-    assert paired_interval(fractional, many, None, 0.05).method == "student_t"
+    assert chosen(noise[:300]) == "student_t"
+    assert chosen(noise[:299]) == "bounded_score"
+    assert chosen(noise[:598], np.arange(598) // 2) == "bounded_score, clusters"
+    assert chosen(noise[:600], np.arange(600) // 2) == "student_t, clusters"
+    assert chosen(np.where(np.arange(400) < 29, noise[:400], 0.0)) == "bounded_score"
+    assert chosen(skewed[:1000]) == "bca"
+    assert chosen(skewed[:1000], np.arange(1000) // 2) == "bca, clusters"
+    assert chosen(rare[:5000]) == "bounded_score"  # 2 items carry all: too skewed for the bootstrap
+    assert chosen(rare) == "bounded_score"  # too many
+    assert chosen(noise) == "student_t"
+    assert chosen(np.full(400, 0.1)) == "bounded_score"  # no variance, no skewness
     assert paired_interval(binary, other, np.arange(200) // 2, 0.05).method == "tango, clusters"
 
 
