@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evals.heads import MAX_LOGITS, Head, check_head, compare, head_of, hidden_states, load_head, save_head
+from evals.layerwise import compare_layers, keep_layers
 from evals.quiet import quiet
 from evals.spec import DriftSpec, EvaluateSpec
 from evals.texts import Text, batches, load_texts
@@ -133,6 +134,7 @@ def baseline_states(
             size += states.numel() * states.element_size()
             task.advance(sum(len(text.tokens) for text in group))
         save_head(head, out / HEAD_FILE)
+        keep_layers(network, texts[0].tokens, out)
     manifest = {
         "path": "transformers",
         "dtype": str(network.dtype).removeprefix("torch."),
@@ -183,7 +185,8 @@ def drift(
     with S = {"positions", "kl_mean", "kl_p99", "kl_p999", "kl_max" (nats), "top1_agreement", "perplexity_baseline",
     "perplexity_candidate", "perplexity_ratio", "rms_delta_p", "non_finite"}. `all` is over every position that
     predicts a token, `answers` over those that predict one of the answer. Positions where the candidate gives NaN or
-    infinity are counted in `non_finite` and left out of the rest. `out/drift.jsonl` has one line a text.
+    infinity are counted in `non_finite` and left out of the rest. `out/drift.jsonl` has one line a text,
+    `out/layers.jsonl` one a decoder layer (see `evals.layerwise`).
 
     `baseline` is not loaded again; it is named in errors and in the result's file only.
     Memory does not grow with the number of texts but for 20 bytes a position.
@@ -212,6 +215,7 @@ def drift(
             targets = torch.cat([torch.tensor(text.tokens[1:]) for text in group]).to(device)
             columns += _compare_chunks(base_head, head, kept, ours, targets, step)
             task.advance(sum(len(text.tokens) for text in group))
+        layers = compare_layers(network, states)
     values = np.concatenate(columns, axis=1)
     texts = [text for group in groups for text in group]
     summary = {
@@ -221,6 +225,7 @@ def drift(
         "texts": len(texts),
         **_summary(values, texts, out / "drift.jsonl"),
     }
+    write_text(out / "layers.jsonl", "".join(json.dumps(layer) + "\n" for layer in layers))
     write_json(out / "drift.json", summary)
     return summary
 

@@ -65,8 +65,8 @@ def explain_run(path: Path) -> Explanation:
     told.why = problems or ([str(error["message"])] if error.get("message") else [])
     if "evaluate" in finished:
         told.drift = _drift(places["evaluate"], finished["evaluate"][1])
-    if "quantize" in places:
-        told.layers = _layers(places["quantize"] / LAYERS)
+    if "evaluate" in places:
+        told.layers = _layers(places["evaluate"] / LAYERS)
     judged = _judge_now(told, folder, places) if "gate" not in places else None
     if "gate" not in places:
         _no_verdict(told, folder, state, error)

@@ -109,7 +109,7 @@ def test_layers_are_optional_and_bad_lines_are_passed_over(ended: Ended) -> None
     assert explain_run(folder).layers == []
     lines = [json.dumps({"name": f"l{n}", "relative_error": n / 10, "bits": 4}) for n in range(5)]
     lines += ["no json", "[]", '{"name": "x"}', '{"name": "y", "relative_error": NaN}', '{"relative_error": 9}']
-    (folder / "quantize/layers.jsonl").write_text("\n".join(lines))
+    (folder / "evaluate/layers.jsonl").write_text("\n".join(lines))
     told = explain_run(folder)
     assert [layer["name"] for layer in told.layers] == ["l4", "l3", "l2"]
     assert "l4, l3, l2" in told.advice[-1]
