@@ -132,7 +132,8 @@ def expected(
 
     With 2000 draws a chance is known to about one point.
     """
-    paths = draw_paths(np.random.default_rng(seed), draws, n, discordance, drop, look_every, mode == "both")
+    batch = n if mode == "off" else look_every
+    paths = draw_paths(np.random.default_rng(seed), draws, n, discordance, drop, batch, by_item=mode == "both")
     outcome, asked = decide_paths(paths, margin, mode, alpha, alpha_share, family)
     where = {name: outcome == place for place, name in enumerate(OUTCOMES)}
     return Expected(
