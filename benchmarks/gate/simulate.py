@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
 from sqtool.gate.compare import compare, decide
+from sqtool.gate.exact import critical_score, probability, score
 from sqtool.gate.multiplicity import holm
-from sqtool.gate.power import passes, power_to_pass
+from sqtool.gate.power import passes
 from sqtool.gate.spec import MetricRule
 
 ALPHA = 0.05
@@ -45,7 +46,14 @@ def gate(gains: Counts, losses: Counts, n: int, margin: float, family: int = 1) 
     """(share PASS, share REGRESSED) of a one-metric gate, vectorised over the draws."""
     p_value = np.where(gains + losses > 0, binom.cdf(gains, gains + losses, 0.5), 1.0)
     refused = (p_value <= ALPHA / family) & (gains - losses <= -margin * n)
-    return float(passes(gains, losses, n, margin, ALPHA).mean()), float(refused.mean())
+    return float(passing(gains, losses, n, margin).mean()), float(refused.mean())
+
+
+def passing(gains: Counts, losses: Counts, n: int, margin: float) -> NDArray[np.bool_]:
+    """Whether the gate says PASS: the score bound clears the margin, and the exact check agrees."""
+    level = critical_score(n, margin, ALPHA)
+    result: NDArray[np.bool_] = passes(gains, losses, n, margin, ALPHA) & (score(gains, losses, n, margin) >= level)
+    return result
 
 
 def threshold(gains: Counts, losses: Counts, n: int, limit: float = 0.01) -> float:
@@ -72,13 +80,18 @@ def percent(share: float) -> str:
 
 def false_accepts(rng: np.random.Generator, draws: int) -> None:
     rows = []
-    sizes = (133, 268, 500, 1000, 3000, 10_000)
+    sizes = (149, 299, 500, 1000, 3000, 10_000)
     for margin in (0.01, 0.02):
         for discordance in (0.0, 0.01, 0.03, 0.10):
             row = [f"{100 * margin:g}", f"{100 * discordance:g}"]
             for n in sizes:
                 gains, losses = draw(rng, draws, n, discordance, margin)
-                exact = power_to_pass(n, margin, discordance, drop=margin)
+                exact = probability(
+                    n,
+                    discordance / 2,
+                    discordance / 2 + margin,
+                    lambda g, k, n=n, margin=margin: passing(g, k, n, margin),  # type: ignore[misc]
+                )
                 row.append(f"{percent(gate(gains, losses, n, margin)[0])} ({percent(exact)})")
             gains, losses = draw(rng, draws, 1000, discordance, margin)
             accepted = [1 - threshold(gains, losses, 1000), 1 - unpaired(gains, losses, 1000)]

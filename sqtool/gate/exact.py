@@ -66,7 +66,25 @@ def probability(
 def noninferiority_p(gains: int, losses: int, n: int, margin: float) -> float:
     """Exact p-value of "the drop is at least `margin`", for 0 < margin < 1, n >= 1 independent items of which `gains`
     became right and `losses` wrong."""
-    least = float(score(np.array([float(gains)]), np.array([float(losses)]), n, margin)[0]) - _SAME
+    seen = float(score(np.array([float(gains)]), np.array([float(losses)]), n, margin)[0])
+    return _largest_probability(seen - _SAME, n, margin)
+
+
+@lru_cache(maxsize=1 << 10)
+def critical_score(n: int, margin: float, alpha: float) -> float:
+    """The score from which on `noninferiority_p` is at most `alpha`, to 1e-6 (takes half a second, and is remembered).
+    A result passes the exact check exactly when its score is at least that."""
+    low, high = 0.0, 1.0
+    while _largest_probability(high, n, margin) > alpha:
+        low, high = high, 2 * high
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _largest_probability(middle, n, margin) <= alpha else (middle, high)
+    return high
+
+
+def _largest_probability(least: float, n: int, margin: float) -> float:
+    """The largest probability of a score >= `least` at a drop of `margin`, over every rate of gains."""
 
     def as_good(more: Floats, fewer: Floats) -> NDArray[np.bool_]:
         result: NDArray[np.bool_] = score(more, fewer, n, margin) >= least

@@ -89,9 +89,11 @@ def harm_looks(paths: Paths, margin: float, target: float) -> Ints:
     first = np.full(len(paths.gains), len(paths.ends))
     gains, losses = np.cumsum(paths.gains, axis=1), np.cumsum(paths.losses, axis=1)
     for look, (end, asked) in enumerate(zip(paths.ends, paths.asked, strict=True)):
-        up, down = gains[:, end - 1], losses[:, end - 1]
+        # Where the estimate is within the margin no bet has gained anything, and once is enough.
+        at = np.flatnonzero((first == len(paths.ends)) & (losses[:, end - 1] - gains[:, end - 1] > margin * asked))
+        up, down = gains[at, end - 1], losses[at, end - 1]
         wealth = mixed(np.stack((up, down, asked - up - down), axis=1) @ grow)
-        first = np.where(wealth >= target, np.minimum(first, look), first)
+        first[at[wealth >= target]] = look
     return first
 
 
@@ -132,7 +134,8 @@ def expected(
 
     With 2000 draws a chance is known to about one point.
     """
-    paths = draw_paths(np.random.default_rng(seed), draws, n, discordance, drop, look_every, mode == "both")
+    batch = n if mode == "off" else look_every
+    paths = draw_paths(np.random.default_rng(seed), draws, n, discordance, drop, batch, by_item=mode == "both")
     outcome, asked = decide_paths(paths, margin, mode, alpha, alpha_share, family)
     where = {name: outcome == place for place, name in enumerate(OUTCOMES)}
     return Expected(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sqtool.gate.compare import compare, decide
-from sqtool.gate.exact import items_without_flips, noninferiority_p, probability, score
+from sqtool.gate.exact import critical_score, items_without_flips, noninferiority_p, probability, score
 from sqtool.gate.intervals import tango, tango_variance
 from sqtool.gate.spec import MetricRule
 
@@ -86,6 +86,14 @@ def test_properties(n: int, gains: int, losses: int, margin: float) -> None:
     assert 0 <= p <= 1
     assert noninferiority_p(gains, losses + 1, n, margin) >= p - 1e-9  # a further loss never speaks for it
     assert noninferiority_p(gains + 1, losses, n, margin) <= p + 1e-9
+
+
+@pytest.mark.parametrize(("n", "margin"), [(149, 0.02), (200, 0.05), (600, 0.02)])
+def test_the_critical_score_is_where_the_p_value_crosses(n: int, margin: float) -> None:
+    level = critical_score(n, margin, 0.05)
+    for (gains, losses), value in table(n, margin).items():
+        if gains < 6 and losses < 12 and abs(value - level) < 0.3:
+            assert (value >= level) == (noninferiority_p(gains, losses, n, margin) <= 0.05)
 
 
 def test_only_the_exact_check_says_no() -> None:

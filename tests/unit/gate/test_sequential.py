@@ -36,6 +36,7 @@ def ones(values: Floats) -> Floats:
 # -------------------------------------------------------------------------------------------- against brute force
 
 
+@settings(deadline=None)
 @given(terms_lists)
 def test_mixture_is_the_mean_of_products(terms: list[float]) -> None:
     wealth = sum(
@@ -44,6 +45,7 @@ def test_mixture_is_the_mean_of_products(terms: list[float]) -> None:
     assert log_wealth(np.array(terms), -0.9, 1.1)[-1] == pytest.approx(math.log(wealth), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(terms_lists)
 def test_planned_bets_written_out(terms: list[float]) -> None:
     horizon, wealth, running = 40, 1.0, []
@@ -86,6 +88,7 @@ def test_rounding_and_sparse_looks_only_widen() -> None:
 
 
 @HORIZONS
+@settings(deadline=None)
 @given(terms=terms_lists)
 def test_p_values_are_probabilities_and_never_rise(horizon: int | None, terms: list[float]) -> None:
     p = anytime_p(np.array(terms), -0.9, 1.1, horizon=horizon)
@@ -94,6 +97,7 @@ def test_p_values_are_probabilities_and_never_rise(horizon: int | None, terms: l
 
 
 @HORIZONS
+@settings(deadline=None)
 @given(terms=terms_lists, cuts=st.lists(st.integers(0, 60), max_size=5))
 def test_batches_make_no_difference(horizon: int | None, terms: list[float], cuts: list[int]) -> None:
     monitor = Monitor(-0.9, 1.1, horizon)
@@ -110,6 +114,7 @@ def test_long_runs_are_cut_into_blocks() -> None:
     assert log_wealth(terms, -0.9, 1.1) == pytest.approx(wealth, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=40), st.lists(st.integers(1, 4), min_size=40, max_size=40))
 def test_the_mean_seen_last_is_never_rejected_by_the_last_look(means: list[float], counts: list[int]) -> None:
     sizes = np.array(counts[: len(means)], dtype=float)
@@ -119,7 +124,7 @@ def test_the_mean_seen_last_is_never_rejected_by_the_last_look(means: list[float
     assert log_wealth(-cluster_terms(sums, sizes, mean, 4), mean - 1, mean + 1)[-1] <= 1e-4
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 1.0]), min_size=2, max_size=60), st.integers(1, 59))
 def test_bounds_only_tighten_and_swap_with_the_sign(values: list[float], cut: int) -> None:
     array = np.array(values)
@@ -130,6 +135,7 @@ def test_bounds_only_tighten_and_swap_with_the_sign(values: list[float], cut: in
     assert sequence_bounds(-array, ones(array), -1, 1, 1, ALPHA) == pytest.approx((-upper, -lower), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([0.01, 0.05, 0.2]), st.integers(0, 100))
 def test_a_smaller_alpha_is_wider(alpha: float, seed: int) -> None:
     values = np.random.default_rng(seed).uniform(-1, 1, 50)
@@ -160,6 +166,7 @@ def test_degenerate_inputs() -> None:
         sequence_bounds(np.zeros(3), np.array([1, 5, 1]), -1, 1, 4, ALPHA)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**6))
 def test_looks_rise_and_end_at_the_last_term(count: int) -> None:
     ends = looks(count)
@@ -182,6 +189,7 @@ def test_a_million_items_take_seconds() -> None:
 names = st.lists(st.text(max_size=3), unique=True, max_size=12)
 
 
+@settings(deadline=None)
 @given(names, st.lists(st.sampled_from([None, "a", "b", 1]), min_size=12, max_size=12), st.integers(0, 9), st.randoms())
 def test_order_is_a_permutation_that_ignores_the_files_order(
     ids: list[str], clusters: list[str | int | None], seed: int, random: object
