@@ -61,7 +61,7 @@ class Case:
     root: Path
     checkpoint: Path
     verdict: Path
-    records: tuple[Path, Path]
+    records: tuple[Path, Path, Path | None]
     recipe_text: str = RECIPE
 
     def publish(self, **changes: Any) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def make_case(root: Path, *, wrong: int = 0, items: int = 400, gate: dict[str, A
     bindings = {"candidate_digest": digest_folder(checkpoint), "engine": "vllm 0.32.0+cpu"}
     verdict = root / "verdict.json"
     verdict.write_text(judge(spec, baseline, candidate, bindings=bindings).to_json())
-    return Case(root, checkpoint, verdict, (baseline, candidate))
+    return Case(root, checkpoint, verdict, (baseline, candidate, None))
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_requests_are_sent_as_the_api_wants(fake: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("action", "error"),
-    [("error", "HTTP 500"), ("cut", "stream ended before the answer did"), ("hang", "no whole answer within 0.2 s")],
+    [("error", "HTTP 500"), ("cut", "stream ended before the answer did"), ("hang", "no whole answer within 3 s")],
 )
 def test_failures_are_measured(
     fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, error: str
@@ -99,7 +99,7 @@ def test_failures_are_measured(
 
     monkeypatch.setattr(fake, "behaviour", staticmethod(misbehave))
     with fake(tmp_path, None, log=tmp_path / "log") as server:
-        answers, _ = send(server, ask("good", "bad", "good"), timeout=0.2 if action == "hang" else 20)
+        answers, _ = send(server, ask("good", "bad", "good"), timeout=3 if action == "hang" else 20)
     by_id = {answer.id: answer for answer in answers}
     assert (by_id["q0"].ok, by_id["q1"].ok, by_id["q2"].ok) == (True, False, True)
     assert error in by_id["q1"].error
