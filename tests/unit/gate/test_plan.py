@@ -228,4 +228,4 @@ def test_a_plan_of_twenty_metrics_takes_about_a_second() -> None:
     tasks = {f"t{k}": stand_in(400 + 37 * k, kinds=["a", "b"] * 200 + ["c"] * 37 * k) for k in range(20)}
     started = time.process_time()
     assert len(plan(spec_of(metrics, slices=["kind"]), tasks).power.rows) == 60
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 6  # 1 s on an idle machine
