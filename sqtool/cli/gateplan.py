@@ -119,7 +119,7 @@ def _stopping(terminal: Terminal, gate: Mapping[str, Any]) -> None:
     ]
     terminal.say()
     terminal.table(STOP_HEADERS, tuple(shown), f"Stopping early: {rows[0]['metric']}, 3 % of answers change")
-    terminal.say("  Of two figures the second is without stopping early. A drop beyond the margin ends the evaluation.")
+    terminal.say("  Simulated, to about a point. Of two figures the second is without stopping early.")
 
 
 def _judged(part: Mapping[str, Any]) -> str:
