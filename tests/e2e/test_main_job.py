@@ -108,3 +108,4 @@ def test_a_regressed_checkpoint_is_refused(project: Path, passed: subprocess.Com
     assert not (project / "artifacts" / "runs" / "regresses" / "release").exists()
     verdict = json.loads((project / "artifacts" / "runs" / "regresses" / "gate" / "verdict.json").read_text())
     assert verdict["outcome"] == "REGRESSED"
+    assert verdict["control"]["deterministic"], "vLLM on a CPU gave other answers the second time"
