@@ -43,6 +43,7 @@ def add_verdict(facts: Facts, path: Path) -> None:
         needed = metric.get("items_to_decide")
         if metric["outcome"] == "INCONCLUSIVE" and needed:
             notes.append(f"About {needed} items would decide {metric['metric']}, were they to behave like these.")
+    notes += [*_engine(verdict.get("control")), *_ended(verdict)]
     facts.metrics = Table(HEADERS, tuple(metric_row(m) for m in (*gated, *other)), (*notes, *verdict["notes"]))
     shown = [s for s in verdict["slices"] if s["outcome"] not in ("PASS", "NOT_JUDGED")]
     if shown:
@@ -52,6 +53,26 @@ def add_verdict(facts: Facts, path: Path) -> None:
         for item in metric.get("worst", ())[:MAX_WORSE]:
             if len(facts.worse) < MAX_WORSE:
                 facts.worse.append(worse_item(metric["metric"], item))
+
+
+def _engine(control: Mapping[str, Any] | None) -> list[str]:
+    """What the A/A control says of the engine."""
+    if control is None:
+        return ["Whether the engine agrees with itself was not tested."]
+    if control["deterministic"]:
+        return [f"A/A control: the baseline gave the same {control['items']} answers twice, after a restart."]
+    flips = ", ".join(f"{m['metric']} {m['flips']} of {m['items']}" for m in control["metrics"])
+    steady = "few enough" if control["stable"] else "too many for a verdict"
+    return [f"A/A control: the baseline disagreed with itself ({flips} items), {steady}."]
+
+
+def _ended(verdict: Mapping[str, Any]) -> list[str]:
+    ended = [f"{s['items']} of {s['of']} items of {s['task']}" for s in verdict.get("stopped", ())]
+    left = [str(name) for name in verdict.get("not_measured", ())]
+    return [
+        *([f"The evaluation ended early, after {', '.join(ended)}: that was certain."] if ended else []),
+        *([f"Not measured, for it had ended before: {', '.join(left)}."] if left else []),
+    ]
 
 
 def metric_row(metric: Mapping[str, Any]) -> tuple[str, ...]:
