@@ -59,7 +59,7 @@ def measured(name: str) -> Row:
     truth = load_tasks(RECORDS / BASELINE, RECORDS / candidate, spec)
     scores = scored(truth, spec)
     effects = {metric: float(c.mean() - b.mean()) for metric, (b, c) in scores.items()}
-    worst = max(-effect / (spec.metrics[metric].absolute_margin or 1.0) for metric, effect in effects.items())
+    worst = max(0.0 - effect / (spec.metrics[metric].absolute_margin or 1.0) for metric, effect in effects.items())
     tasks = truth if records is None else load_tasks(RECORDS / baseline, RECORDS / candidate, spec)
     group = groups()[name]
     dilute = worst > 1 and group != "clean" and records is None
@@ -119,6 +119,7 @@ def each(text: str, rows: list[Row], of: Callable[[Row], float], good: Callable[
     values = sorted(of(row) for row in rows)
     spread = f" ({percent(values[0])} to {percent(values[-1])})" if values else ""
     seen = f"{len(rows) - len(bad)} of {len(rows)}{spread}" + (f"; missed by {failing}" if failing else "")
+    seen = seen if rows else "no such variant was measured"
     return Target(text, bool(rows) and not bad, seen)
 
 
@@ -129,6 +130,7 @@ def at_margin(rows: list[Row]) -> Target:
     together = sum(passed.values()) / len(passed) if passed else 1.0
     above = [f"{name} {percent(p)}" for name, p in passed.items() if round(p * draws) > MOST_AT_MARGIN]
     seen = f"{percent(together)} over {len(passed)} variants, most {percent(max(passed.values(), default=1.0))}"
+    seen = seen if passed else "no such variant was measured"
     seen += f"; above resampling error: {', '.join(above)}" if above else ""
     text = "diluted to exactly one margin: PASS <= 5 % together, none above resampling error"
     return Target(text, bool(passed) and together <= 0.05 and not above, seen)
