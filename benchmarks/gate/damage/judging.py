@@ -17,6 +17,7 @@ from sqtool.gate.intervals import Floats
 from sqtool.gate.multiplicity import holm
 from sqtool.gate.records import load, pair, paired_metric
 from sqtool.gate.spec import GateSpec
+from sqtool.gate.stopping import harm_alpha
 
 POINT = 0.01
 Scores = tuple[Floats, Floats]
@@ -84,10 +85,10 @@ def resample(tasks: list[Task], rng: np.random.Generator, n: int, keep: float = 
 
 
 def by_gate(scores: Mapping[str, Scores], spec: GateSpec) -> Outcome:
-    """The outcome that `sqtool.gate.verdict.judge` gives for records with these scores, without slices."""
+    """The outcome that `sqtool.gate.judge.judge` gives for complete records with these scores, without slices."""
     compared = [compare(*scores[name], None, spec.metrics[name], spec.alpha, spec.min_items) for name in spec.gated]
     adjusted = holm([c.harm.p_value for c in compared])
-    outcomes = {decide(c, p, spec.alpha)[0] for c, p in zip(compared, adjusted, strict=True)}
+    outcomes = {decide(c, p, harm_alpha(spec))[0] for c, p in zip(compared, adjusted, strict=True)}
     return "REGRESSED" if "REGRESSED" in outcomes else "PASS" if outcomes == {"PASS"} else "INCONCLUSIVE"
 
 

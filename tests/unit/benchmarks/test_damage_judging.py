@@ -29,7 +29,7 @@ from benchmarks.gate.damage.stale import caught
 from evals.items import Item
 from evals.spec import GenerationSpec
 from sqtool.files import canonical_json
-from sqtool.gate.verdict import judge
+from sqtool.gate.judge import judge
 
 TASKS = {"tool_calls": ("schema_valid", "call_match"), "tasks": ("exact_match",), "recall": ("exact_match",)}
 
