@@ -1,6 +1,6 @@
 """The variants: what is done to the reference target, and how the result is served.
 
-`protocol.yaml` says in words what each is, and lists the same names.
+`protocol.yaml` and `addendum.yaml` say in words what each is, and list the same names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.gate.damage import edits
 from benchmarks.gate.damage.edits import Edit, json_file, noisy, rounded, template, then
-from benchmarks.gate.damage.population import DAMAGE, ROOT, protocol
+from benchmarks.gate.damage.population import DAMAGE, ROOT, addendum, protocol
 
 TARGET = ROOT / "artifacts/reference/target"
 CHECKPOINTS = DAMAGE / "checkpoints"
@@ -101,12 +101,19 @@ VARIANTS: dict[str, Variant] = {
     "fp8": Variant(recipe("fp8-dynamic")),
     "w8a8": Variant(recipe("smoothquant-w8a8")),
     "awq4": Variant(recipe("awq4")),
+    # added: addendum.yaml
+    "rtn5_early": Variant(rounded(5, targets=(r"re:model\.layers\.[0-3]\.",))),
+    "rtn5_late": Variant(rounded(5, targets=(r"re:model\.layers\.[4-7]\.",))),
+    "rtn5_g32": Variant(rounded(5, group_size=32, symmetric=False)),
+    "noise_100": Variant(noisy(DOWN.format(4), 1.0)),
+    "noise_200": Variant(noisy(DOWN.format(4), 2.0)),
 }
 
 
 def groups() -> dict[str, str]:
-    """Variant -> damaged, graded or clean, as the protocol has it."""
-    return {name: group for group, names in protocol()["variants"].items() for name in names}
+    """Variant -> damaged, graded, clean (the protocol's) or added (the addendum's)."""
+    files = (protocol(), addendum())
+    return {name: group for fixed in files for group, names in fixed["variants"].items() for name in names}
 
 
 def checkpoint(name: str) -> Path:

@@ -31,7 +31,17 @@ TASKS = ("tool_calls", "tasks", "recall")
 @cache
 def protocol() -> dict[str, Any]:
     """What was fixed before anything was measured."""
-    value: dict[str, Any] = YAML(typ="safe").load(Path(__file__).with_name("protocol.yaml"))
+    return _yaml("protocol.yaml")
+
+
+@cache
+def addendum() -> dict[str, Any]:
+    """Variants that were added later, and why."""
+    return _yaml("addendum.yaml")
+
+
+def _yaml(name: str) -> dict[str, Any]:
+    value: dict[str, Any] = YAML(typ="safe").load(Path(__file__).with_name(name))
     return value
 
 

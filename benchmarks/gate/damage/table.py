@@ -41,6 +41,11 @@ class Row:
     diluted: Shares | None
 
     @property
+    def label(self) -> str:
+        """The name, and whether the variant was in the protocol."""
+        return f"{self.name} (added)" if self.group == "added" else self.name
+
+    @property
     def kind(self) -> str:
         """The protocol's class."""
         if self.group == "clean":
@@ -188,7 +193,7 @@ def main() -> int:
     effects = [metric.replace("exact_match", "exact") for metric in gate_spec().gated]
     body = [
         [
-            *(row.name, "stale baseline" if row.name == STALE else row.kind, f"{row.worst:+.2f}"),
+            *(row.label, "stale baseline" if row.name == STALE else row.kind, f"{row.worst:+.2f}"),
             *(f"{100 * effect:+.2f}" for effect in row.effects.values()),
             *(percent(row.discordant), *outcome_cells(row.shares)),
         ]
@@ -197,7 +202,7 @@ def main() -> int:
     head = ["variant", "class", "worst drop, margins", *effects, "scores changed, %", *rules]
     body += [[name, found, *["-"] * (len(head) - 2)] for name, found in states.items() if name not in names]
     table("Each variant", head, body)
-    diluted = [[r.name, *outcome_cells(r.diluted)] for r in rows if r.diluted is not None]
+    diluted = [[r.label, *outcome_cells(r.diluted)] for r in rows if r.diluted is not None]
     table("Diluted to a true drop of exactly one margin", ["variant", *rules], diluted)
     table(
         "The rules beside each other, mean over variants, %",

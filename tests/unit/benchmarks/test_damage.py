@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.gate.damage import edits
 from benchmarks.gate.damage.damages import AS_STORED, OTHER_ROLE, ROLE, TARGET, VARIANTS, Variant, groups
-from benchmarks.gate.damage.population import protocol
+from benchmarks.gate.damage.population import addendum, protocol
 from quantize.headers import weight_files
 from sqtool.gate.spec import DEFAULT_MAX_DROP, DEFAULT_METRICS
 
@@ -66,7 +66,7 @@ def linears(*layers: int) -> set[str]:
     return {f"model.layers.{layer}.{part}.weight" for layer in layers for part in parts}
 
 
-@pytest.mark.parametrize("name", ["rtn2", "rtn3", "rtn4_sym", "rtn4_g32", "rtn5", "rtn6", "rtn8"])
+@pytest.mark.parametrize("name", ["rtn2", "rtn3", "rtn4_sym", "rtn4_g32", "rtn5", "rtn5_g32", "rtn6", "rtn8"])
 def test_rounding_changes_the_linear_layers_and_takes_few_values(name: str, source: Path, tmp_path: Path) -> None:
     out, difference = make(name, source, tmp_path)
     assert difference == linears(*range(LAYERS)) | {"simulated.json"}
@@ -76,8 +76,13 @@ def test_rounding_changes_the_linear_layers_and_takes_few_values(name: str, sour
     assert len(group.unique()) <= 2**bits
 
 
-def test_rounding_one_layer_leaves_the_others(source: Path, tmp_path: Path) -> None:
-    assert make("rtn4_one_layer", source, tmp_path)[1] == linears(4) | {"simulated.json"}
+@pytest.mark.parametrize(
+    ("name", "layers"), [("rtn4_one_layer", (4,)), ("rtn5_early", (0, 1, 2, 3)), ("rtn5_late", (4, 5))]
+)
+def test_rounding_some_layers_leaves_the_others(
+    name: str, layers: tuple[int, ...], source: Path, tmp_path: Path
+) -> None:
+    assert make(name, source, tmp_path)[1] == linears(*layers) | {"simulated.json"}
 
 
 @pytest.mark.parametrize(("name", "bits"), [("lm_head3", 3), ("lm_head4", 4)])
@@ -91,7 +96,7 @@ def test_a_rounded_head_is_untied_and_the_embedding_stays(name: str, bits: int, 
 
 
 @pytest.mark.parametrize(
-    ("name", "share"), [("noise_10", 0.1), ("noise_20", 0.2), ("noise_30", 0.3), ("noise_50", 0.5)]
+    ("name", "share"), [("noise_10", 0.1), ("noise_20", 0.2), ("noise_30", 0.3), ("noise_50", 0.5), ("noise_200", 2.0)]
 )
 def test_noise_has_the_size_that_it_claims(name: str, share: float, source: Path, tmp_path: Path) -> None:
     out, difference = make(name, source, tmp_path)
@@ -216,6 +221,9 @@ def test_the_protocol_lists_exactly_the_variants() -> None:
     assert counts["clean"] >= 8
     assert counts["graded"] >= 4
     assert all(text.strip() for names in protocol()["variants"].values() for text in names.values())
+    later = set(addendum()["variants"]["added"])
+    assert later == {name for name, group in groups().items() if group == "added"}
+    assert not later & {name for names in protocol()["variants"].values() for name in names}
 
 
 def test_the_protocol_has_the_gates_own_defaults() -> None:
