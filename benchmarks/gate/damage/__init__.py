@@ -1,0 +1,1 @@
+"""Seeded regressions on the reference pair: does the gate see real damage, and leave sound checkpoints alone?"""
