@@ -47,4 +47,4 @@ def test_commands_named_in_a_sentence_exist() -> None:
     for guide in GUIDES:
         for name in re.findall(r"`sqtool (\w+)", (DOCS / guide).read_text(encoding="utf-8")):
             assert name in COMMANDS
-            import_module(f"sqtool.cli.{name}")
+            import_module(f"sqtool.cli.{'evaluate' if name == 'eval' else name}")

@@ -97,7 +97,7 @@ def test_a_run_that_failed_before_the_gate(sqtool_: Sqtool, fake_job: Callable[.
 
 def test_explain_a_regression(sqtool_: Sqtool, ended: Ended) -> None:
     folder = ended("refused", wrong=80, gate={"slices": ["kind"]})
-    (folder / "quantize/layers.jsonl").write_text('{"name": "model.layers.3.mlp", "relative_error": 0.125}\n')
+    (folder / "evaluate/layers.jsonl").write_text('{"name": "model.layers.3.mlp", "relative_error": 0.125}\n')
     lines = sqtool_("explain", "demo").out.splitlines()
     assert lines[:4] == [
         "REFUSED: demo",
