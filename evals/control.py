@@ -6,6 +6,7 @@ otherwise all items are, so that the disagreement can be measured. It is the gat
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -59,7 +60,8 @@ def control(
     other = spec.model_copy(update={"concurrency": max(1, spec.concurrency // 3) if spec.concurrency > 1 else 2})
     total = sum(len(task.items) for task in tasks)
     few = [
-        replace(task, items=tuple(take(task.items, max(1, round(spec.control.items * len(task.items) / total)))))
+        # Rounded up: with fewer than were asked for, the gate would not take the engine for deterministic.
+        replace(task, items=tuple(take(task.items, math.ceil(spec.control.items * len(task.items) / total))))
         for task in tasks
     ]
     with VllmServer(model, engine, log=out / "vllm.log", root=root, progress=progress) as server:

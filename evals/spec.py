@@ -124,8 +124,9 @@ class ControlSpec(Spec):
 
     items: int = Field(
         default=100,
-        gt=0,
-        description="Items that are asked again, over all tasks. If one answer differs, all items are.",
+        ge=100,
+        description="Items that are asked again, over all tasks; with fewer than 100 the same answers would prove too "
+        "little. If one answer differs, all items are.",
     )
 
 
