@@ -38,7 +38,7 @@ def measure(engine: EngineSpec, model: Path, limit: int) -> None:
         with VllmServer(model, engine, log=out / "vllm.log", root=ROOT) as server:
             start_cpu = cpu_seconds()
             endpoint = Endpoint(server.base_url, server.api_key, server.served_name, server.require_alive)
-            results = [run_task(task, endpoint, spec, key="", out=out) for task in load_tasks(spec, ROOT)]
+            results = [run_task(task, endpoint, spec, key="", out=out)[0] for task in load_tasks(spec, ROOT)]
             asking = cpu_seconds() - start_cpu
             seconds = sum(r["seconds"] for r in results)
             items = sum(r["n"] for r in results)

@@ -41,7 +41,7 @@ def _endpoint(server: VllmServer) -> Endpoint:
 
 def test_the_reference_model_calls_tools_through_the_servers_parser(server: VllmServer, tmp_path: Path) -> None:
     task = load_task("tool_calls", ROOT, SPEC)
-    summary = run_task(task, _endpoint(server), SPEC, key="k", out=tmp_path)
+    summary, _ = run_task(task, _endpoint(server), SPEC, key="k", out=tmp_path)
     # Far below what the model reaches (see docs/benchmarks.md), far above what a broken template or parser gives.
     assert summary["metrics"]["schema_valid"] > 0.8
     assert summary["metrics"]["call_match"] > 0.6
