@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from evals.items import Item
-from evals.scorers import Answer, Score, ToolCall
+from evals.scorers import Answer, Loglikelihood, Score, ToolCall
 from evals.scorers.builtin import builtin_scores
 from evals.spec import EngineSpec, GenerationSpec
 from sqtool.files import canonical_json, sha256_text, write_text
@@ -44,9 +44,19 @@ def answer_key(model: Path, engine: EngineSpec, generation: GenerationSpec, seed
     return sha256_text(canonical_json(value))
 
 
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """The answer as it stands in a record; log-likelihoods only where they were asked for."""
+    value = asdict(answer)
+    if not answer.loglikelihoods:
+        del value["loglikelihoods"]
+    return value
+
+
 def answer_from_json(value: Mapping[str, Any]) -> Answer:
-    """The inverse of `dataclasses.asdict` for an `Answer`."""
-    return Answer(**{**value, "tool_calls": tuple(ToolCall(**call) for call in value["tool_calls"])})
+    """The inverse of `answer_json`."""
+    calls = tuple(ToolCall(**call) for call in value["tool_calls"])
+    likely = tuple(Loglikelihood(**one) for one in value.get("loglikelihoods", ()))
+    return Answer(**{**value, "tool_calls": calls, "loglikelihoods": likely})
 
 
 def read_part(path: Path, key: str, items: Sequence[Item]) -> dict[str, Answer]:
@@ -78,7 +88,7 @@ class PartWriter:
         self._synced = time.monotonic()
 
     def _line(self, item: Item, answer: Answer) -> str:
-        return canonical_json({"key": self.key, "item": item.digest(), "answer": asdict(answer)}) + "\n"
+        return canonical_json({"key": self.key, "item": item.digest(), "answer": answer_json(answer)}) + "\n"
 
     def append(self, item: Item, answer: Answer) -> None:
         """Keep one answer."""
@@ -112,7 +122,7 @@ def record(task: str, item: Item, answer: Answer, score: Score, max_tokens: int)
         "scores": scores,
         "failure": score.failure,
         "detail": score.detail,
-        "output": asdict(answer),
+        "output": answer_json(answer),
         "expected": item.expected.model_dump(mode="json", exclude_none=True) if item.expected else None,
     }
 

@@ -30,14 +30,30 @@ class ToolCall:
 
 
 @dataclass(frozen=True)
+class Loglikelihood:
+    """How probable a model finds one continuation of a prompt."""
+
+    logprob: float
+    """Sum of the natural log-probabilities of the continuation's tokens."""
+    tokens: int
+    """How many tokens it has."""
+    greedy: bool
+    """Whether every one of them was the most probable token at its place."""
+
+
+@dataclass(frozen=True)
 class Answer:
-    """What the server answered to one item. `finish_reason` is the server's: stop, length, tool_calls, ..."""
+    """What the engine answered to one item. `finish_reason` is the server's: stop, length, tool_calls, ...
+
+    `loglikelihoods` is filled, one for each continuation, for scorers that ask for them; the rest is then empty.
+    """
 
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: str = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    loglikelihoods: tuple[Loglikelihood, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,12 @@ class Scorer(Protocol):
     """Names of the metrics that it may give (a class variable, tuple of strings)."""
     failures: Any
     """Names of the failure layers that it may give (a class variable, tuple of strings)."""
+
+    asks: Any
+    """"generate" for an answer, "loglikelihood" for the probabilities of `continuations` (a class variable)."""
+
+    def continuations(self, item: Item) -> tuple[str, ...]:
+        """The texts whose log-likelihood after the item's prompt is asked for; empty for scorers that generate."""
 
     def check(self, item: Item) -> tuple[str, str] | None:
         """None, or (field, what is wrong) when the item lacks what this scorer needs."""

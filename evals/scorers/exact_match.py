@@ -24,10 +24,14 @@ class ExactMatch(Spec):
     `empty`, `wrong_text`.
     """
 
+    asks: ClassVar[str] = "generate"
     metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
     failures: ClassVar[tuple[str, ...]] = ("truncated", "called_tool", "empty", "wrong_text")
 
     ignore_case: bool = Field(default=False, description="Compare without regard to upper and lower case.")
+
+    def continuations(self, _item: Item) -> tuple[str, ...]:
+        return ()
 
     def check(self, item: Item) -> tuple[str, str] | None:
         if item.expected is None or item.expected.text is None:

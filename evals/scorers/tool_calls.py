@@ -130,6 +130,7 @@ class ToolCalls(Spec):
     (arguments are no JSON object), wrong_tool, wrong_count, schema_invalid, wrong_arguments.
     """
 
+    asks: ClassVar[str] = "generate"
     metrics: ClassVar[tuple[str, ...]] = ("schema_valid", "call_match")
     failures: ClassVar[tuple[str, ...]] = (
         "not_attempted",
@@ -142,6 +143,9 @@ class ToolCalls(Spec):
         "failed_abstention",
         "truncated",
     )
+
+    def continuations(self, _item: Item) -> tuple[str, ...]:
+        return ()
 
     def check(self, item: Item) -> tuple[str, str] | None:
         if item.expected is None or item.expected.calls is None:
