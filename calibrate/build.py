@@ -9,8 +9,9 @@ from typing import Any
 
 from calibrate.choose import choose
 from calibrate.coverage import demand, measure
+from calibrate.packing import Rows, pack
 from calibrate.pool import Entry, Pool, Record, read_pool
-from calibrate.render import Rendered, check_vocabulary, cut, load_tokenizer, pack, render
+from calibrate.render import Rendered, check_vocabulary, cut, load_tokenizer, render
 from calibrate.spec import CalibrateSpec
 from sqtool.errors import DataError, UsageError
 from sqtool.files import sha256_file, write_json, write_text
@@ -50,8 +51,9 @@ def build(
 ) -> dict[str, Any]:
     """Choose, render, pack and check; returns the summary.
 
-    Writes `out/calibration.jsonl` (the conversations chosen), `out/tokens.safetensors` (`input_ids` [rows, length],
-    int32) and `out/coverage.json`. Same pool, spec and seed give the same bytes.
+    Writes `out/calibration.jsonl` (the conversations chosen), `out/tokens.safetensors` (`input_ids` and
+    `position_ids` [rows, length], int32, see `calibrate.packing`) and `out/coverage.json`. Same pool, spec and seed
+    give the same bytes.
 
     Raises CoverageError when the set is below the recipe's minimum, DataError with file, line and field for a bad
     record, a template that drops the tools or a tokenizer that does not fit.
@@ -82,7 +84,7 @@ def build(
     report = measure(spec.coverage, pool, records, lengths)
     write_json(out / COVERAGE, report)
     demand(report)
-    rows, repeated = pack(rendered.ids, spec.max_seq_length)
+    rows = pack(rendered.ids, spec.max_seq_length)
     _write(out, records, rows)
     if rendered.truncated:
         progress.note(
@@ -93,9 +95,9 @@ def build(
         "samples": len(records),
         "requested": spec.num_calibration_samples,
         "tokens": sum(lengths),
-        "rows": int(rows.shape[0]),
-        "row_length": int(rows.shape[1]),
-        "tokens_repeated": repeated,
+        "rows": int(rows.input_ids.shape[0]),
+        "row_length": int(rows.input_ids.shape[1]),
+        "tokens_repeated": rows.repeated,
         "truncated": rendered.truncated,
         "tokens_cut": rendered.tokens_cut,
         "pool": len(pool),
@@ -129,8 +131,8 @@ def _render_all(
     return rendered
 
 
-def _write(out: Path, records: list[Record], rows: Any) -> None:
+def _write(out: Path, records: list[Record], rows: Rows) -> None:
     from safetensors.numpy import save_file
 
     write_text(out / RECORDS, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    save_file({"input_ids": rows}, out / TOKENS)
+    save_file({"input_ids": rows.input_ids, "position_ids": rows.position_ids}, out / TOKENS)

@@ -1,23 +1,14 @@
-"""Conversations as the model sees them: chat template with tools, token ids, rows of equal length.
-
-llm-compressor's default collator cuts every sample of a batch to the shortest one. Rows of equal length lose nothing,
-and batches of them are several times faster than one sample at a time.
-"""
+"""Conversations as the model sees them: chat template with tools, token ids."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from calibrate.pool import Record, tools_offered
 from sqtool.errors import DataError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 @dataclass
@@ -101,17 +92,3 @@ def cut(rendered: Rendered, ids: list[int], limit: int) -> list[int]:
         rendered.tokens_cut += len(ids) - limit
     rendered.ids.append(ids[:limit])
     return rendered.ids[-1]
-
-
-def pack(conversations: Sequence[Sequence[int]], length: int) -> tuple[NDArray[np.int32], int]:
-    """(rows [n, length], tokens repeated): the conversations end to end, cut into rows.
-
-    The last row is filled up from the start of the set, so that no token is lost; with fewer tokens than one row the
-    row is as short as they are. Conversations in one row see each other, as packed rows do everywhere.
-    """
-    import numpy as np
-
-    stream = np.fromiter((token for ids in conversations for token in ids), dtype=np.int32)
-    length = min(length, len(stream))
-    missing = -len(stream) % length
-    return np.concatenate([stream, stream[:missing]]).reshape(-1, length), missing

@@ -20,7 +20,8 @@ class Job:
     methods: Sequence[MethodSpec]
     """In order, already checked."""
     tokens: Path | None
-    """safetensors file with `input_ids` [rows, row length], int32; None when no method needs data."""
+    """safetensors file with `input_ids` and `position_ids` [rows, row length], int32, None when no method needs data.
+    A position of 0 starts a conversation that must not see those before it."""
     out: Path
     """The checkpoint folder to make."""
     log: Path

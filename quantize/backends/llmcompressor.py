@@ -39,7 +39,7 @@ class LlmCompressor:
 
         with quiet(job.log, keep):
             try:
-                layers, details = _run(job, progress)
+                layers, details = _run(job, progress, notes)
             except SqtoolError:
                 raise
             except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError, MemoryError) as error:
@@ -49,11 +49,12 @@ class LlmCompressor:
         return Outcome({name: version(name) for name in PACKAGES}, layers, notes, details)
 
 
-def _run(job: Job, progress: Progress) -> tuple[list[str], dict[str, Any]]:
+def _run(job: Job, progress: Progress, notes: list[str]) -> tuple[list[str], dict[str, Any]]:
     from llmcompressor import oneshot
     from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
 
     from quantize.backends.modifiers import build
+    from quantize.backends.rows import isolates, loader
 
     set_seed(job.seed)
     stored, computed = _dtypes(job)
@@ -65,14 +66,17 @@ def _run(job: Job, progress: Progress) -> tuple[list[str], dict[str, Any]]:
             local_files_only=True,
             trust_remote_code=job.trust_remote_code,
         )
-    parts = len(_decoder_layers(model)) + 1
+    decoder = _decoder_layers(model)
+    parts = len(decoder) + 1
+    if job.tokens and not isolates(model, decoder[0], job.tokens):
+        notes.append(f"{type(model).__name__} lets the conversations of one calibration row see each other")
     planned = [(method.name, m) for method in job.methods for m in method.modifiers()]
     names = " + ".join(dict.fromkeys(name for name, _ in planned))
     with progress.task(f"quantize: {names}", total=sum(_steps(m.target, parts) for _, m in planned)) as task:
         recipe = [build(modifier, task.advance) for _, modifier in planned]
         if job.tokens and not any(made.requires_calibration_data for made in recipe):
             raise RuntimeError(f"{names} should look at data and llm-compressor would not show it any")
-        data = _loader(job.tokens, job.batch_size) if job.tokens else None
+        data = loader(model, job.tokens, job.batch_size) if job.tokens else None
         oneshot(model=model, recipe=recipe, dataset=data, trust_remote_code_model=job.trust_remote_code)
     layers = sorted(name for name, module in model.named_modules() if _quantized(module))
     with progress.task("quantize: write the checkpoint"):
@@ -96,17 +100,6 @@ def _dtypes(job: Job) -> tuple[torch.dtype, torch.dtype]:
     if job.precision != "auto":
         return stored, getattr(torch, job.precision)
     return stored, stored if torch.accelerator.is_available() else torch.float32
-
-
-def _loader(tokens: Path, batch_size: int) -> Any:
-    """Rows of equal length, in order: nothing is cut or padded by a collator, and nothing is shuffled again."""
-    import torch
-    from safetensors.torch import load_file
-    from torch.utils.data import DataLoader
-
-    rows = load_file(tokens)["input_ids"].long()
-    items: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
-    return DataLoader(items, batch_size=batch_size, shuffle=False)
 
 
 def _decoder_layers(model: Any) -> Any:

@@ -65,12 +65,13 @@ def make_model(folder: Path, *, hidden: int = 128, layers: int = 2, seed: int = 
 
 
 def make_tokens(path: Path, *, rows: int = 8, length: int = 64, seed: int = 0) -> Path:
-    """Random token rows as the calibrate stage writes them."""
+    """Random token rows as the calibrate stage writes them, a few conversations in each."""
     import numpy as np
     from safetensors.numpy import save_file
 
     ids = np.random.default_rng(seed).integers(3, 259, (rows, length)).astype(np.int32)
-    save_file({"input_ids": ids}, path)
+    places = np.tile(np.arange(length, dtype=np.int32) % 24, (rows, 1))
+    save_file({"input_ids": ids, "position_ids": places}, path)
     return path
 
 

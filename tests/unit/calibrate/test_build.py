@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from calibrate.build import build, source_paths
-from calibrate.render import load_tokenizer, pack, render
+from calibrate.render import load_tokenizer, render
 from calibrate.spec import CalibrateSpec
 from sqtool.errors import EXIT_REFUSED, CoverageError, DataError, UsageError
 from sqtool.progress import SILENT
@@ -47,19 +47,21 @@ def pool(write: Write) -> Path:
     return write(*[item(n, "plain") for n in range(30)], *[item(n, "tool", tool=f"tool_{n % 3}") for n in range(10)])
 
 
-def test_rows_hold_the_conversations_end_to_end(model: Path, pool: Path, tmp_path: Path) -> None:
+def test_rows_hold_the_conversations_whole(model: Path, pool: Path, tmp_path: Path) -> None:
     summary = make(model, tmp_path / "out", pool, max_seq_length=256)
-    rows = load_file(tmp_path / "out" / "tokens.safetensors")["input_ids"]
-    assert rows.dtype == np.int32
-    assert rows.shape == (summary["rows"], summary["row_length"]) == (summary["rows"], 256)
+    kept = load_file(tmp_path / "out" / "tokens.safetensors")
+    rows, places = kept["input_ids"], kept["position_ids"]
+    assert rows.dtype == places.dtype == np.int32
+    assert rows.shape == places.shape == (summary["rows"], summary["row_length"]) == (summary["rows"], 256)
     chosen = [json.loads(line) for line in (tmp_path / "out" / "calibration.jsonl").read_text().splitlines()]
     assert len(chosen) == summary["samples"] == 12
     tokenizer = load_tokenizer(model)
-    expected = [token for record in chosen for token in render(tokenizer, record)]
-    assert rows.ravel()[: len(expected)].tolist() == expected
-    assert summary["tokens"] == len(expected)
-    assert summary["tokens_repeated"] == rows.size - len(expected)
-    assert rows.ravel()[len(expected) :].tolist() == expected[: rows.size - len(expected)]
+    expected = [render(tokenizer, record) for record in chosen]
+    starts = np.flatnonzero(places.ravel() == 0)
+    found = [piece.tolist() for piece in np.split(rows.ravel(), starts[1:])]
+    assert all(ids in found for ids in expected)
+    assert summary["tokens"] == sum(len(ids) for ids in expected)
+    assert summary["tokens_repeated"] == rows.size - summary["tokens"]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(model: Path, pool: Path, tmp_path: Path) -> None:
@@ -187,12 +189,3 @@ def test_the_reference_model_brings_its_own_pool(tmp_path: Path) -> None:
 def test_relative_sources_start_at_the_root(tmp_path: Path) -> None:
     spec = CalibrateSpec.model_validate({"sources": [{"path": "a.jsonl"}, {"path": "/b.jsonl"}]})
     assert source_paths(spec, model=tmp_path, root=tmp_path) == [tmp_path / "a.jsonl", Path("/b.jsonl")]
-
-
-def test_a_set_shorter_than_a_row_is_one_short_row() -> None:
-    rows, repeated = pack([[1, 2], [3]], 8)
-    assert rows.tolist() == [[1, 2, 3]]
-    assert repeated == 0
-    rows, repeated = pack([[1, 2], [3, 4, 5]], 3)
-    assert rows.tolist() == [[1, 2, 3], [4, 5, 1]]
-    assert repeated == 1

@@ -1,0 +1,56 @@
+"""Packed conversations do not see each other, and where a model lets them, it is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.tiny import make_tokens
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_model)
+
+
+def test_conversations_of_a_row_stand_alone(model: Any, tmp_path: Path) -> None:
+    import torch
+
+    from quantize.backends.rows import isolates, read_rows
+
+    tokens = make_tokens(tmp_path / "tokens.safetensors")
+    assert isolates(model, model.model.layers[0], tokens)
+    row = read_rows(model, tokens)[0]
+    with torch.inference_mode():
+        packed = model(**{name: values[None] for name, values in row.items()}, use_cache=False).logits[0, 24:48]
+        alone = model(input_ids=row["input_ids"][None, 24:48]).logits[0]
+    torch.testing.assert_close(packed, alone, rtol=0.05, atol=0.05)
+
+
+def test_a_model_that_mixes_them_is_noticed(model: Any, tmp_path: Path) -> None:
+    from quantize.backends.rows import isolates, read_rows
+
+    class Mixes(type(model)):  # type: ignore[misc]
+        def forward(self, input_ids: Any, attention_mask: Any = None, use_cache: bool = False) -> Any:
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    tokens = make_tokens(tmp_path / "tokens.safetensors")
+    model.__class__ = Mixes
+    assert "position_ids" not in read_rows(model, tokens)[0]
+    assert not isolates(model, model.model.layers[0], tokens)
+
+
+def test_a_model_whose_mask_ignores_positions_is_noticed(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers.masking_utils
+
+    from quantize.backends.rows import isolates
+
+    monkeypatch.setattr(transformers.masking_utils, "find_packed_sequence_indices", lambda _positions: None)
+    tokens = make_tokens(tmp_path / "tokens.safetensors")
+    assert not isolates(model, model.model.layers[0], tokens)
