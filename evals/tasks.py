@@ -110,6 +110,11 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
 
 def read_task(path: Path) -> TaskSpec:
     """The task in a YAML file. `RecipeError` lists every problem with its line; `DataError` when it is not YAML."""
+    return _validated(path, _read_tree(path))
+
+
+def _read_tree(path: Path) -> Any:
+    """A task file as ruamel's tree, which knows the lines."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -127,6 +132,10 @@ def read_task(path: Path) -> TaskSpec:
         raise DataError(path, f"not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise DataError(path, "expected a mapping with task, items and scorer")
+    return tree
+
+
+def _validated(path: Path, tree: Any) -> TaskSpec:
     try:
         return TaskSpec.model_validate(tree)
     except ValidationError as error:
@@ -171,34 +180,40 @@ def _generation(base: GenerationSpec, overrides: GenerationOverrides) -> Generat
 def load_task(name: str, root: Path, spec: EvaluateSpec) -> Task:
     """One task with its items (at most `spec.limit`), all checked."""
     path = find_task(name, root)
-    task = read_task(path)
+    tree = _read_tree(path)
+    task = _validated(path, tree)
+
+    def fault(message: str, *location: str) -> DataError:
+        return DataError(path, message, line=_line_of(tree, location), field=location[0])
+
     try:
         scorer = make_scorer(task.scorer.name, task.scorer.options)
         generation = _generation(spec.generation, task.generation)
     except UsageError as error:
-        raise DataError(path, error.message, field="scorer") from None
+        raise fault(error.message, "scorer", "options") from None
     except ValidationError as error:
-        raise DataError(path, error.errors()[0]["msg"].removeprefix("Value error, "), field="generation") from None
+        raise fault(error.errors()[0]["msg"].removeprefix("Value error, "), "generation") from None
     rows = open_rows(task.items, path, root)
-    shape = task.shape(_tools(task, path, root))
+    shape = task.shape(_tools(task, path, root, _line_of(tree, ("tools",))))
     items = load_items(rows, check=scorer.check, slices=task.slices, shape=shape, limit=spec.limit)
     return Task(task, path, rows.path, tuple(items), scorer, generation)
 
 
-def _tools(task: TaskSpec, path: Path, root: Path) -> Sequence[Mapping[str, Any]] | None:
+def _tools(task: TaskSpec, path: Path, root: Path, line: int) -> Sequence[Mapping[str, Any]] | None:
     """The tools that a task brings along; `DataError` when they are none."""
     if task.tools is None:
         return None
     where: Path = path
     tools: Any = task.tools
     if isinstance(tools, str):
+        line = 0
         where = tools_file(task, path, root)
         tools = read_json(where)
     if not (isinstance(tools, Sequence) and all(isinstance(tool, Mapping) for tool in tools)):
-        raise DataError(where, "expected a list of OpenAI tools", field="tools")
+        raise DataError(where, "expected a list of OpenAI tools", line=line, field="tools")
     problem = tools_problem(tools)
     if problem is not None:
-        raise DataError(where, problem[1], field=problem[0])
+        raise DataError(where, problem[1], line=line, field=problem[0])
     return list(tools)
 
 

@@ -121,9 +121,10 @@ def _elements_fit(value: Sequence[Any], answers: Sequence[Any], schema: Mapping[
     """Whether all elements have the declared type, or all that of the first element of one of the answers."""
     items = schema.get("items")
     declared = items.get("type") if isinstance(items, Mapping) else None
-    kinds = [declared] if isinstance(declared, str) else []
-    kinds += [json_type(answer[0]) for answer in answers if isinstance(answer, list) and answer]
-    return not kinds or not value or any(all(_fits(one, kind) for one in value) for kind in kinds)
+    if not isinstance(declared, str):
+        return True
+    kinds = [declared, *(json_type(answer[0]) for answer in answers if isinstance(answer, list) and answer)]
+    return any(all(_fits(one, kind) for one in value) for kind in kinds)
 
 
 def _bfcl_equal(value: Any, answer: Any) -> bool:

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.items import Item
-from evals.scorers import SCORERS, Answer, Fault, make_scorer
-from evals.scorers.exact_match import normalise
 from evals.schemas import parse_json
+from evals.scorers import SCORERS, Answer, Fault, make_scorer
 from evals.scorers.arguments import json_equal
+from evals.scorers.exact_match import normalise
 from sqtool.errors import UsageError
 from tests.unit.evals.builders import called, text_row, tool_item
 
