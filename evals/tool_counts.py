@@ -17,8 +17,8 @@ from sqtool.files import sha256_text
 
 
 def sweep(rows: Rows, counts: Sequence[int], base_items: int | None) -> Rows:
-    """Rows of `rows` that expect calls of one and the same tool, each once with every count of tools, neighbours of
-    one another and in one cluster; `base_items` of them (all by default), evenly spread."""
+    """Rows of `rows` that expect calls of one and the same tool, each once with every count of tools, all in one
+    cluster; `base_items` of them (all by default), evenly spread."""
 
     def bases() -> list[tuple[int, Row]]:
         found = [(number, row) for number, row in rows.read() if _needed(row) is not None]
@@ -34,9 +34,10 @@ def sweep(rows: Rows, counts: Sequence[int], base_items: int | None) -> Rows:
             raise DataError(
                 rows.path, f"has {len(pool)} tools of different names, and a count of {max(counts)} is asked for"
             )
-        for number, row in chosen:
-            order = _order(row, pool)
-            for count in sorted(counts):
+        orders = [_order(row, pool) for _, row in chosen]
+        # Count by count, so that an evenly spread part of the items (`evaluate.limit`) has all counts in it.
+        for count in sorted(counts):
+            for (number, row), order in zip(chosen, orders, strict=True):
                 yield number, _with_tools(row, order[:count], count)
 
     return Rows(rows.path, read, lambda: len(bases()) * len(counts), rows.by_line)

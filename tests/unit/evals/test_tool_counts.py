@@ -48,7 +48,7 @@ def test_each_request_once_with_every_count(shipped: Task) -> None:
 def test_the_needed_tool_stands_anywhere(shipped: Task) -> None:
     places = [
         names(item).index(item.expected.calls[0].name)
-        for item in shipped.items[4::5]
+        for item in shipped.items[-120:]
         if item.expected and item.expected.calls
     ]
     assert len(set(places)) > 10
@@ -66,6 +66,12 @@ def test_prompts_stay_below_the_reference_models_context(shipped: Task) -> None:
     ]
     longest = max(len(found.ids) for found in tokenizer.encode_batch(prompts))
     assert 1000 < longest < 2048 - 256
+
+
+@pytest.mark.parametrize("limit", [5, 48, 100, 120, 599])
+def test_a_limit_keeps_every_count(shipped: Task, limit: int) -> None:
+    some = load_task("tool_count", ROOT, EvaluateSpec(limit=limit)).items
+    assert {len(item.tools or ()) for item in some} == {1, 2, 4, 8, 16}
 
 
 def test_it_is_the_same_every_time(shipped: Task) -> None:
