@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from evals.items import Item, load_items, tools_problem
 from evals.mapping import ItemMapping
-from evals.scorers import Scorer, make_scorer, scorer_files
+from evals.scorers import SCORERS, Scorer, make_scorer, scorer_class, scorer_files
 from evals.sources import ItemSource, open_rows, place, source_files
 from evals.spec import EvaluateSpec, GenerationSpec
 from sqtool.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
@@ -62,6 +62,24 @@ class TaskSpec(ItemMapping):
     @classmethod
     def _file_alone(cls, value: Any) -> Any:
         return {"file": value} if isinstance(value, str) else value
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a task file, with each scorer's own options."""
+    schema = TaskSpec.model_json_schema()
+    properties = schema["properties"]
+    properties["items"] = {"anyOf": [{"type": "string"}, properties["items"]]}
+    properties["scorer"] = {"anyOf": [{"enum": list(SCORERS)}, properties["scorer"]]}
+    choice = schema["$defs"]["ScorerChoice"]
+    choice["properties"]["name"]["enum"] = list(SCORERS)
+    choice["allOf"] = [
+        {
+            "if": {"properties": {"name": {"const": name}}},
+            "then": {"properties": {"options": scorer_class(name).model_json_schema()}},
+        }
+        for name in SCORERS
+    ]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 @dataclass(frozen=True)

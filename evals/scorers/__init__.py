@@ -109,13 +109,18 @@ class Scorer(Protocol):
         """Pure: no files, no network, no randomness."""
 
 
-def make_scorer(name: str, options: Mapping[str, Any] | None = None) -> Scorer:
-    """The scorer called `name` with its options; `UsageError` for an unknown name or option."""
+def scorer_class(name: str) -> Any:
+    """The strict model behind a scorer's name; `UsageError` for an unknown one."""
     target = SCORERS.get(name)
     if target is None:
         raise UsageError(f"no scorer {name!r}; {did_you_mean(name, list(SCORERS))}")
     module, _, attribute = target.partition(":")
-    factory = getattr(import_module(module), attribute)
+    return getattr(import_module(module), attribute)
+
+
+def make_scorer(name: str, options: Mapping[str, Any] | None = None) -> Scorer:
+    """The scorer called `name` with its options; `UsageError` for an unknown name or option."""
+    factory = scorer_class(name)
     try:
         scorer: Scorer = factory(**dict(options or {}))
     except ValidationError as error:

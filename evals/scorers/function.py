@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,10 +60,12 @@ class Function(Generating):
         return value
 
     def check(self, _item: Item) -> tuple[str, str] | None:
-        self._function()
+        _ = self.function  # a declaration that leads nowhere is found before anything runs
         return None
 
-    def _function(self) -> Callable[[dict[str, Any], dict[str, Any]], Any]:
+    @cached_property
+    def function(self) -> Callable[[dict[str, Any], dict[str, Any]], Any]:
+        """The user's function; `UsageError` where the package's declaration leads nowhere."""
         entry = _entry(self.name)
         assert entry is not None
         try:
@@ -78,7 +81,7 @@ class Function(Generating):
 
         where = f"item {item.id}"
         try:
-            value = self._function()(item.model_dump(mode="json", exclude_none=True), answer_json(answer))
+            value = self.function(item.model_dump(mode="json", exclude_none=True), answer_json(answer))
         except Exception as error:
             message = f"the function {self.name} raised {type(error).__name__}: {error}"
             raise DataError(where, message, remedy="Answers are kept: repair it and run again.") from error

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from evals.items import Item
 from evals.spec import EvaluateSpec
 from evals.tasks import Task, load_task, task_files
+from evals.texts import _answer
 from sqtool.errors import DataError, RecipeError
-from tests.unit.evals.builders import called
+from tests.unit.evals.builders import called, text_row
 
 Writer = Callable[..., Path]
 
@@ -133,6 +135,15 @@ def test_the_first_of_the_possible_calls_is_right(load: Callable[..., Task]) -> 
         calls = [call.first() for call in item.expected.possible_calls]
         said = called(*((call.name, call.arguments) for call in calls))
         assert load().scorer.score(item, said).failure is None
+
+
+def test_drift_reads_the_first_possible_call_as_the_answer(load: Callable[..., Task]) -> None:
+    message = _answer(load().items[1], {})
+    assert message is not None
+    arguments = {"points": [1.5, 2], "options": {"type": "fast", "tolls": False}}
+    assert message["tool_calls"] == [{"type": "function", "function": {"name": "route", "arguments": arguments}}]
+    row = {**text_row(1, "x"), "choices": ["a", "b"], "expected": {"choice": 1}}
+    assert _answer(Item.model_validate(row), {}) == {"role": "assistant", "content": "b"}
 
 
 @pytest.mark.parametrize(

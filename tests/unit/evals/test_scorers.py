@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -243,6 +244,17 @@ def test_one_changed_argument_never_matches(calls: list[tuple[str, dict[str, Any
     score = CALLS.score(tool_item(*calls), called(*changed))
     assert score.failure == "wrong_arguments"
     assert score.scores == {"schema_valid": 1.0, "call_match": 0.0, "finish_reason_ok": 1.0}
+
+
+@given(call_lists, call_lists)
+def test_calls_read_from_the_text_score_as_those_of_the_server(
+    wanted: list[tuple[str, dict[str, Any]]], got: list[tuple[str, dict[str, Any]]]
+) -> None:
+    blocks = [f"<tool_call>\n{json.dumps({'name': n, 'arguments': a})}\n</tool_call>" for n, a in got]
+    item = tool_item(*wanted)
+    by_text = make_scorer("tool_calls", {"parser": "text"}).score(item, Answer("\n".join(blocks)))
+    by_server = CALLS.score(item, called(*got))
+    assert by_text == replace(by_server, scores={k: by_server.scores[k] for k in by_text.scores})
 
 
 @given(st.text(), st.sampled_from(["stop", "length", "tool_calls"]), call_lists, call_lists)
