@@ -72,7 +72,7 @@ def payload(item: Item, generation: GenerationSpec, model: str, seed: int) -> di
             body["top_p"] = generation.top_p
     if item.tools:
         body["tools"] = list(item.tools)
-        body["tool_choice"] = "auto"
+        body["tool_choice"] = item.tool_choice
     return body
 
 

@@ -112,16 +112,23 @@ class PartWriter:
 
 def record(task: str, item: Item, answer: Answer, score: Score, max_tokens: int) -> dict[str, Any]:
     """One line of `records/<task>.jsonl`; `max_tokens` is what the answer was allowed, unless the item says it."""
-    scores = {**score.scores, **builtin_scores(answer, item.max_tokens or max_tokens)}
+    # What was not generated has no length and no loops.
+    built_in = {} if answer.loglikelihoods else builtin_scores(answer, item.max_tokens or max_tokens)
+    more: dict[str, Any] = {}
+    if score.faults:
+        more["faults"] = [asdict(fault) for fault in score.faults]
+    if score.totals:
+        more["totals"] = dict(score.totals)
     return {
         "task": task,
         "id": item.id,
         "kind": item.kind,
         "cluster": item.cluster,
         "fields": item.slice_fields(),
-        "scores": scores,
+        "scores": {**score.scores, **built_in},
         "failure": score.failure,
         "detail": score.detail,
+        **more,
         "output": answer_json(answer),
         "expected": item.expected.model_dump(mode="json", exclude_none=True) if item.expected else None,
     }

@@ -15,6 +15,7 @@ from evals.client import Endpoint, Limits, ask_all
 from evals.items import Item
 from evals.records import PartWriter, answer_key, read_part, record, write_records
 from evals.scorers import Answer
+from evals.scorers.perplexity import over_all_tokens
 from evals.server import VllmServer
 from evals.spec import EngineSpec, EvaluateSpec
 from evals.tasks import Task, load_tasks
@@ -39,8 +40,10 @@ def evaluate(
     """Answer and score all tasks with `model` in a vLLM server; returns and writes (`out/evaluation.json`)
 
         {"engine": facts, "tasks": {task: {"n", "metrics": {name: mean}, "by_kind": {kind: {"n", "metrics"}},
-         "slices": {field: {value: {"n", "metrics"}}}, "failures": {layer: count}, "tokens": {"prompt", "completion"},
-         "seconds", "resumed", "of"}}, "stopped": what ended it before the last item, or {}}
+         "slices": {field: {value: {"n", "metrics"}}}, "failures": {layer: count},
+         "arguments": {argument: {missing, unexpected, type or value: count}}, "totals": {name: sum},
+         "tokens": {"prompt", "completion"}, "seconds", "resumed", "of"}},
+         "stopped": what ended it before the last item, or {}}
 
     and `out/records/<task>.jsonl`, one line an item in the items' order. `out/vllm.log` is the engine's log.
     `resume_from` is the `out` of an interrupted run (it may be this `out`): answers that it kept under the same
@@ -156,9 +159,28 @@ def _grouped(records: Sequence[dict[str, Any]], values: Sequence[object]) -> dic
     return {value: means(groups[value]) for value in sorted(groups)}
 
 
+def _wrong_arguments(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """How often each argument of tool calls was missing, unexpected, of a wrong type or of a wrong value."""
+    counts = Counter((one["argument"], one["wrong"]) for row in records for one in row.get("faults", ()))
+    found: dict[str, dict[str, int]] = {}
+    for (argument, wrong), count in sorted(counts.items()):
+        found.setdefault(argument, {})[wrong] = count
+    return found
+
+
 def summarise(records: Sequence[dict[str, Any]], slices: Sequence[str] = ()) -> dict[str, Any]:
     """A task's summary from its records (everything but the times)."""
     failures = Counter(row["failure"] or "none" for row in records)
+    more: dict[str, Any] = {}
+    arguments = _wrong_arguments(records)
+    if arguments:
+        more["arguments"] = arguments
+    totals: dict[str, float] = {}
+    for row in records:
+        for name, value in row.get("totals", {}).items():
+            totals[name] = totals.get(name, 0) + value
+    if totals:
+        more["totals"] = {**totals, **over_all_tokens(totals)}
     return {
         **means(records),
         "by_kind": _grouped(records, [row["kind"] for row in records]),
@@ -166,6 +188,7 @@ def summarise(records: Sequence[dict[str, Any]], slices: Sequence[str] = ()) -> 
             name: _grouped(records, [row["fields"][name] for row in records]) for name in slices if name != "kind"
         },
         "failures": dict(sorted(failures.items())),
+        **more,
         "tokens": {
             "prompt": sum(row["output"]["prompt_tokens"] for row in records),
             "completion": sum(row["output"]["completion_tokens"] for row in records),

@@ -45,8 +45,12 @@ def _answer(item: Item, answers: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     """The assistant's message that answers the item: the expected one, else the one that a model gave."""
     if item.expected is not None and item.expected.text is not None:
         return {"role": "assistant", "content": item.expected.text}
-    if item.expected is not None and item.expected.calls:
-        return _calls_message([(call.name, call.arguments) for call in item.expected.calls])
+    if item.expected is not None and item.expected.choice is not None and item.choices:
+        return {"role": "assistant", "content": item.choices[item.expected.choice]}
+    if item.expected is not None:
+        calls = item.expected.calls or [call.first() for call in item.expected.possible_calls or ()]
+        if calls:
+            return _calls_message([(call.name, call.arguments) for call in calls])
     given = answers.get(item.id)
     if given is not None and given["text"]:
         return {"role": "assistant", "content": given["text"]}

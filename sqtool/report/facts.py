@@ -60,6 +60,8 @@ class Facts:
     remedy: str = ""
     metrics: Table | None = None
     slices: Table | None = None
+    failures: Table | None = None
+    tool_counts: Table | None = None
     worse: list[WorseItem] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
     """What a reader must know to read the figures rightly."""
@@ -83,6 +85,7 @@ class Facts:
 
 def collect(path: Path) -> Facts:
     """The facts of the run in folder `path`; `DataError` when it has no readable run.json."""
+    from sqtool.report.failures import add_failures
     from sqtool.report.speculation import add_speculation
     from sqtool.report.verdict import add_verdict
 
@@ -109,6 +112,8 @@ def collect(path: Path) -> Facts:
         "engine": lambda: _add_measured(facts, results),
         "release": lambda: _add_release(facts, results.get("release"), results.get("gate", {}).get("outcome")),
     }
+    sides = [results.get(name, {}).get("tasks", {}) for name in ("baseline", "evaluate")]
+    parts["failures"] = lambda: add_failures(facts, *sides)
     if "gate" in folders:
         parts["gate"] = lambda: add_verdict(facts, folders["gate"] / "verdict.json")
     if "speculate" in results:

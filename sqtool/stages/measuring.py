@@ -23,22 +23,11 @@ DRIFT_TEXTS_PER_SECOND = 20.0
 
 
 def task_files(spec: EvaluateSpec, root: Path) -> list[Path]:
-    """Task files and their items, and the prose that drift reads."""
-    from evals.tasks import find_task, read_task
+    """Task files and what they name, and the prose that drift reads."""
+    from evals.tasks import find_task
+    from evals.tasks import task_files as files_of
 
-    files: list[Path] = []
-    for name in spec.tasks:
-        path = find_task(name, root)
-        task = read_task(path)
-        items = next((p for p in (root / task.items, path.parent / task.items) if p.is_file()), None)
-        if items is None:
-            raise DataError(
-                path,
-                f"no such file: {root / task.items}",
-                field="items",
-                remedy="Paths in a task file are relative to the project root or to the task file.",
-            )
-        files += [path, items]
+    files = [file for name in spec.tasks for file in files_of(find_task(name, root), root)]
     if spec.drift is not None and spec.drift.prose is not None:
         prose = root / spec.drift.prose
         if prose.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -47,6 +48,38 @@ def test_the_reference_model_calls_tools_through_the_servers_parser(server: Vllm
     assert summary["metrics"]["call_match"] > 0.6
     assert summary["n"] == 48
     assert summary["tokens"]["completion"] > 48
+
+
+def test_the_raw_text_path_agrees_with_the_servers_parser(server: VllmServer, tmp_path: Path) -> None:
+    """The same items with `tool_choice: none`: the tools are in the prompt, the calls stay in the text, and the scorer
+    reads them there. What the two paths say differently would be the server's parser's doing."""
+    text = (ROOT / "evals/tasks/tool_calls.yaml").read_text(encoding="utf-8")
+    raw = text.replace("task: tool_calls", "task: raw").replace(
+        "scorer: tool_calls", "scorer: {name: tool_calls, options: {parser: text}}\ntool_choice: none"
+    )
+    (tmp_path / "raw.yaml").write_text(raw, encoding="utf-8")
+    seen = {}
+    for name in ("tool_calls", str(tmp_path / "raw.yaml")):
+        task = load_task(name, ROOT, SPEC)
+        summary, _ = run_task(task, _endpoint(server), SPEC, key="k", out=tmp_path)
+        rows = [json.loads(line) for line in (tmp_path / "records" / f"{task.name}.jsonl").read_text().splitlines()]
+        seen[task.name] = rows
+        assert "left_in_content" not in summary["failures"]
+    parsed, raw_rows = seen["tool_calls"], seen["raw"]
+    assert all(not row["output"]["tool_calls"] for row in raw_rows)
+    assert any("<tool_call>" in row["output"]["text"] for row in raw_rows)
+    assert any(row["output"]["tool_calls"] for row in parsed)
+    assert [row["scores"]["call_match"] for row in parsed] == [row["scores"]["call_match"] for row in raw_rows]
+    assert all(row["scores"]["finish_reason_ok"] == 1 for row in parsed)
+    assert all("finish_reason_ok" not in row["scores"] for row in raw_rows)
+
+
+def test_the_sweep_by_number_of_tools_fits_the_model(server: VllmServer, tmp_path: Path) -> None:
+    task = load_task("tool_count", ROOT, SPEC)
+    summary, _ = run_task(task, _endpoint(server), SPEC, key="k", out=tmp_path)
+    counts = summary["slices"]["n_tools"]
+    assert set(counts) == {"1", "2", "4", "8", "16"}
+    assert counts["1"]["metrics"]["call_match"] > 0.7
 
 
 def test_the_facts_name_what_was_measured(server: VllmServer) -> None:

@@ -64,8 +64,9 @@ def test_records_and_summary(project: Path, fake_model: Path, fake_env: Path) ->
     assert texts["failures"] == {"none": 5, "wrong_text": 1}
     assert texts["tokens"] == {"prompt": 18, "completion": 12}
     tools = summary["tasks"]["tools"]
-    assert tools["metrics"] == {"schema_valid": 1.0, "call_match": 1 / 3, **everywhere}
+    assert tools["metrics"] == {"schema_valid": 1.0, "call_match": 1 / 3, "finish_reason_ok": 1.0, **everywhere}
     assert tools["failures"] == {"failed_abstention": 1, "none": 1, "wrong_arguments": 1}
+    assert tools["arguments"] == {"city": {"value": 1}}
     assert summary["engine"]["engine"] == "vllm"
     assert summary == json.loads((project / "out" / "evaluation.json").read_text())
 
@@ -89,6 +90,7 @@ def test_records_and_summary(project: Path, fake_model: Path, fake_env: Path) ->
         },
         "expected": {"text": "word 0"},
     }
+    assert _records(project, "tools")[1]["faults"] == [{"tool": "weather", "argument": "city", "wrong": "value"}]
     abstained = _records(project, "tools")[2]
     assert "schema_valid" not in abstained["scores"]
     assert abstained["output"]["tool_calls"] == [{"name": "weather", "arguments": '{"city": "Rome"}'}]

@@ -102,3 +102,55 @@ def test_thin_coverage_is_shown_from_what_the_failed_stage_left(make_run: Make) 
 def test_no_state_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         collect(tmp_path)
+
+
+def _with_tasks(folder: Path, side: str, task: dict[str, object]) -> None:
+    path = folder / side / "result.json"
+    result = json.loads(path.read_text())
+    result["summary"]["tasks"] = {"tool_count": task}
+    path.write_text(json.dumps(result))
+
+
+def _counted(scores: dict[int, float], failures: dict[str, int], n: int = 40) -> dict[str, object]:
+    slices = {str(count): {"n": 20, "metrics": {"call_match": score}} for count, score in scores.items()}
+    return {"n": n, "metrics": {}, "failures": failures, "slices": {"n_tools": slices}}
+
+
+def test_failure_layers_and_the_tool_count_cliff(make_run: Make) -> None:
+    folder = make_run()
+    _with_tasks(folder, "baseline", _counted({1: 1.0, 2: 1.0, 16: 0.95}, {"none": 39, "wrong_arguments": 1}))
+    _with_tasks(folder, "evaluate", _counted({16: 0.5, 2: 0.9, 1: 0.95}, {"none": 30, "wrong_tool": 10}))
+    facts = collect(folder)
+    assert facts.failures is not None
+    assert facts.failures.rows == (
+        ("tool_count", "wrong_arguments", "1", "0", "40"),
+        ("tool_count", "wrong_tool", "0", "10", "40"),
+    )
+    assert facts.tool_counts is not None
+    assert facts.tool_counts.rows[-1] == ("tool_count", "16", "20", "95.00 %", "50.00 %", "-45.00")
+    assert [row[1] for row in facts.tool_counts.rows] == ["1", "2", "16"], "by number, not by text"
+    assert facts.tool_counts.notes == (
+        "tool_count, baseline: call_match falls most from 2 to 16 tools, by 5.00 points.",
+        "tool_count, candidate: call_match falls most from 2 to 16 tools, by 40.00 points.",
+    )
+    text = write_report(folder).read_text()
+    assert "## Number of tools on offer" in text
+    assert "| tool_count | wrong_tool | 0 | 10 | 40 |" in text
+
+
+def test_a_task_that_ended_early_is_not_compared_by_layer(make_run: Make) -> None:
+    folder = make_run()
+    _with_tasks(folder, "baseline", _counted({1: 1.0, 2: 1.0}, {"none": 40}))
+    _with_tasks(folder, "evaluate", _counted({1: 0.0, 2: 0.0}, {"wrong_tool": 20}, n=20))
+    facts = collect(folder)
+    assert (facts.failures, facts.tool_counts) == (None, None)
+
+
+def test_more_tools_may_cost_nothing(make_run: Make) -> None:
+    folder = make_run()
+    for side in ("baseline", "evaluate"):
+        _with_tasks(folder, side, _counted({1: 1.0, 2: 1.0}, {"none": 40}))
+    facts = collect(folder)
+    assert facts.tool_counts is not None
+    assert facts.tool_counts.notes[0] == "tool_count, baseline: call_match does not fall with more tools."
+    assert facts.failures is None
