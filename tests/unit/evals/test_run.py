@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from evals import client
+from evals.engines.base import Question
 from evals.records import PartWriter, answer_key, read_part
 from evals.run import evaluate, means
 from evals.spec import EngineSpec, EvaluateSpec, GenerationSpec
@@ -39,7 +40,8 @@ def project(tmp_path: Path, write_jsonl: Writer) -> Path:
 
 
 def _run(project: Path, env: Path, out: str = "out", tasks: tuple[str, ...] = ("texts", "tools"), **more: Any) -> Any:
-    spec = EvaluateSpec(tasks=tasks, concurrency=more.pop("concurrency", 4), retries=0)
+    settings = {"concurrency": 4, "retries": 0, "as_served": None, **more.pop("spec", {})}
+    spec = EvaluateSpec.model_validate({"tasks": tasks, **settings})
     (project / out).mkdir(exist_ok=True)
     engine = more.pop("engine", EngineSpec(env=str(env), startup_timeout=30))
     return evaluate(spec, engine, model=project / "model", root=project, out=project / out, **more)
@@ -107,7 +109,7 @@ def test_a_dead_engine_scores_nothing_and_the_next_run_goes_on(
     monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.0)
     monkeypatch.setenv("FAKE_VLLM", "die_after:4")
     with pytest.raises(EngineError):
-        _run(project, fake_env, tasks=("texts",), concurrency=1)
+        _run(project, fake_env, tasks=("texts",), spec={"concurrency": 1})
     folder = project / "out" / "records"
     assert not (folder / "texts.jsonl").exists()
     part = folder / "texts.jsonl.part"
@@ -135,7 +137,14 @@ def test_answers_under_other_conditions_are_not_reused(fake_model: Path, tmp_pat
     }
     (fake_model / "model.safetensors").write_bytes(b"x")
     others.add(answer_key(fake_model, engine, generation, 0))
-    assert len(others - {key}) == 4
+    remote = {"kind": "openai", "base_url": "http://a", "model": "m"}
+    for change in ({}, {"base_url": "http://b"}, {"model": "n"}):
+        others.add(answer_key(fake_model, EngineSpec.model_validate({**remote, **change}), generation, 0))
+    others.add(answer_key(fake_model, EngineSpec(kind="hf"), generation, 0))
+    assert len(others - {key}) == 8
+    hot = GenerationSpec(temperature=1)
+    more = GenerationSpec(temperature=1, samples=3)
+    assert answer_key(fake_model, engine, hot, 0) == answer_key(fake_model, engine, more, 0), "seeds are per sample"
 
     from evals.items import Item
     from evals.scorers import Answer, ToolCall
@@ -145,8 +154,8 @@ def test_answers_under_other_conditions_are_not_reused(fake_model: Path, tmp_pat
     answer = Answer("x", (ToolCall("f", "{}"),), "stop", 1, 2)
     path = tmp_path / "p.part"
     with PartWriter(path, key) as writer:
-        writer.append(item, answer)
-    assert read_part(path, key, [item]) == {"i1": answer}
+        writer.append(Question(item, 1), answer)
+    assert read_part(path, key, [item]) == {("i1", 1): answer}
     assert read_part(path, "other", [item]) == {}
     assert read_part(path, key, [edited]) == {}
 
