@@ -72,7 +72,7 @@ def _template_messages(item: Item) -> list[dict[str, Any]]:
 
 
 def hermes_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
-    """Content and tool calls of an answer in the Hermes format, `<tool_call>{"name": ..., "arguments": ...}</tool_call>`
+    """Content and tool calls of an answer in the Hermes format: `<tool_call>{"name": ..., "arguments": {}}</tool_call>`
     for each call; the last need not be closed, and what stands between or after calls is dropped.
 
     As servers do it, everything counts as content when one of the calls is no JSON object of that form.

@@ -64,7 +64,7 @@ def _again(settings: Settings, run: str, margin: float | None, alpha: float | No
     from sqtool.gate.spec import GateSpec
     from sqtool.runfolder import RunFolder
     from sqtool.stages.baseline import RECORDS
-    from sqtool.stages.gate import bindings_of, sentence
+    from sqtool.stages.gate import bindings_of, differences_of, sentence
 
     with Terminal(settings) as terminal:
         folder = RunFolder.find(settings.here, run)
@@ -91,10 +91,14 @@ def _again(settings: Settings, run: str, margin: float | None, alpha: float | No
             sides["evaluate"] / RECORDS,
             control=sides["control"] / RECORDS if "control" in sides else None,
             bindings=bindings_of(sides["baseline"], sides["evaluate"]),
+            differences=differences_of(sides["evaluate"]),
         )
         if settings.json:
             terminal.json(verdict.model_dump(mode="json", by_alias=True))
         terminal.say(f"{verdict.outcome}: {folder.path.name}")
+        for found in verdict.differences:
+            allowed = " (allowed)" if found.allowed else ""
+            terminal.say(f"  {found.name}: {found.candidate}, the baseline's {found.baseline}{allowed}")
         for metric in (*verdict.metrics, *verdict.slices):
             if metric.gated:
                 terminal.say(f"  {sentence(metric)}")

@@ -96,9 +96,7 @@ def _ask(server: Scripted, count: int = 1, **limits: Any) -> dict[str, Answer]:
     bounds = Limits(**{"concurrency": 8, "timeout": 10.0, "retries": 3, **limits})
     endpoint = Endpoint(server.url, "key", "model", check)
     asyncio.run(
-        ask_all(
-            endpoint, questions, GenerationSpec(), bounds, seed=0, done=lambda q, a: got.__setitem__(q.item.id, a)
-        )
+        ask_all(endpoint, questions, GenerationSpec(), bounds, seed=0, done=lambda q, a: got.__setitem__(q.item.id, a))
     )
     return got
 
