@@ -16,6 +16,8 @@ from sqtool.errors import EngineError
 Device = Literal["cpu", "cuda"]
 
 GIB = 1 << 30
+NO_GPU = "CUDA GPU"
+"""The name of a GPU that cannot be asked for its own."""
 KV_ELEMENT_BYTES = 4
 """float32, the widest that a cache element may be."""
 CPU_KV_FLOOR = GIB
@@ -234,7 +236,7 @@ def device_name(device: Device) -> str:
                 pynvml.nvmlShutdown()
             return ", ".join(f"{names.count(n)}x {n}" for n in sorted(set(names)))
         except Exception:  # noqa: BLE001 - a name for the report is not worth failing for
-            return "CUDA GPU"
+            return NO_GPU
     model = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -108,9 +108,7 @@ def _look(spec: EngineSpec) -> dict[str, Any]:
     """What the server says of itself; `EngineError` when it does not have the model."""
     base_url, model = _place(spec)
     key = _key(spec)
-    listing = _get(f"{base_url}/v1/models", key)
-    entries = listing.get("data") if isinstance(listing, dict) else None
-    named = {str(entry.get("id")): entry for entry in entries or () if isinstance(entry, dict)}
+    named = _models(base_url, key)
     if model not in named:
         raise EngineError(
             f"{base_url} does not serve {model!r}; {did_you_mean(model, sorted(named)) if named else 'it lists none'}",
@@ -130,6 +128,23 @@ def _look(spec: EngineSpec) -> dict[str, Any]:
         "kv_cache_dtype": "unknown",
         "served": served,
     }
+
+
+def only_model(spec: EngineSpec, option: str) -> str:
+    """The name of the one model that the server of `spec` has; `UsageError` naming `option` when there are others."""
+    base_url, _ = _place(spec)
+    names = sorted(_models(base_url, _key(spec)))
+    if len(names) != 1:
+        listed = ", ".join(names) or "none"
+        raise UsageError(f"{base_url} does not serve exactly one model but {listed}", remedy=f"Choose with {option}.")
+    return names[0]
+
+
+def _models(base_url: str, key: str) -> dict[str, dict[str, Any]]:
+    """What the server lists, by name."""
+    listing = _get(f"{base_url}/v1/models", key)
+    entries = listing.get("data") if isinstance(listing, dict) else None
+    return {str(entry.get("id")): entry for entry in entries or () if isinstance(entry, dict)}
 
 
 def _get(url: str, key: str) -> Any:

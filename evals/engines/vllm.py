@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from evals.client import Endpoint, ask_all
-from evals.engine_env import device_name, locate, resolve_env
+from evals.engine_env import NO_GPU, device_name, locate, resolve_env
 from evals.engines.base import Done, Limits, Question
 from evals.engines.http import by_prompt_logprobs
 from evals.items import Item
@@ -65,6 +65,10 @@ class VllmEngine:
     def check(spec: EngineSpec, root: Path) -> None:
         """`EngineError` when there is no vLLM environment, or none for the device that is asked for."""
         env = locate(resolve_env(spec, root))
+        if spec.device == env.device == "cuda" and device_name("cuda") in ("", NO_GPU):
+            raise EngineError(
+                "engine.device is cuda, and no NVIDIA GPU is seen here", remedy="Measure on a machine that has one."
+            )
         if spec.device not in ("auto", env.device):
             raise EngineError(
                 f"engine.device is {spec.device}, and {env.folder} holds vLLM {env.version}, which is for {env.device}",

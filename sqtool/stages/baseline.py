@@ -9,7 +9,7 @@ from evals.spec import EvaluateSpec
 from sqtool.spec import Spec
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.measuring import (
-    counted_of_baseline,
+    counted_of,
     engine_fingerprint,
     engine_preflight,
     evaluation_estimate,
@@ -51,7 +51,7 @@ def data_files(spec: EvaluateSpec, inputs: Inputs) -> list[Path]:
 
 
 def counted(section: Spec) -> Spec:
-    return counted_of_baseline(section)
+    return counted_of("baseline", section)
 
 
 def fingerprint(_spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:

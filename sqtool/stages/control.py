@@ -11,7 +11,7 @@ from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.measuring import (
     ITEMS_PER_SECOND,
     START_SECONDS,
-    counted_of_baseline,
+    counted_of,
     engine_fingerprint,
     engine_preflight,
     task_files,
@@ -46,7 +46,7 @@ def data_files(spec: EvaluateSpec, inputs: Inputs) -> list[Path]:
 
 
 def counted(section: Spec) -> Spec:
-    return counted_of_baseline(section)
+    return counted_of("baseline", section)
 
 
 def fingerprint(_spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:

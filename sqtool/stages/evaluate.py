@@ -9,9 +9,16 @@ from evals.spec import EvaluateSpec
 from sqtool.errors import UsageError
 from sqtool.files import digest_folder
 from sqtool.gate.spec import GateSpec
+from sqtool.spec import Spec
 from sqtool.stages.baseline import RECORDS, STATES
 from sqtool.stages.contract import Estimate, Inputs, StageResult
-from sqtool.stages.measuring import engine_fingerprint, engine_preflight, evaluation_estimate, task_files
+from sqtool.stages.measuring import (
+    counted_of,
+    engine_fingerprint,
+    engine_preflight,
+    evaluation_estimate,
+    task_files,
+)
 from sqtool.stages.sections import engine_section, gate_section
 
 
@@ -75,6 +82,10 @@ def _rules(gate: GateSpec) -> dict[str, Any]:
 
 def data_files(spec: EvaluateSpec, inputs: Inputs) -> list[Path]:
     return task_files(spec, inputs.root)
+
+
+def counted(section: Spec) -> Spec:
+    return counted_of("candidate", section)
 
 
 def fingerprint(_spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:

@@ -69,9 +69,13 @@ def engine_preflight(inputs: Inputs, side: Side = "baseline") -> None:
     engine_class(engine).check(engine, inputs.root)
 
 
-def counted_of_baseline(section: Spec) -> Spec:
-    """Where the candidate is served changes nothing about the baseline."""
-    return section.of_side("baseline") if isinstance(section, EngineSpec) else section
+def counted_of(side: Side, section: Spec) -> Spec:
+    """Where the other side is served changes nothing about this one; which device answered stands in the fingerprint,
+    whether it was asked for or not."""
+    if not isinstance(section, EngineSpec):
+        return section
+    own = section.of_side(side)
+    return own if own.kind == "openai" else own.model_copy(update={"device": "auto"})
 
 
 @dataclass(frozen=True)
