@@ -41,9 +41,9 @@ def measure(engine: EngineSpec, model: Path, limit: int) -> None:
             asking = cpu_seconds() - start_cpu
             seconds = sum(r["seconds"] for r in results)
             items = sum(r["n"] for r in results)
-            eager = answering.facts().get("enforce_eager")
+            eager, start = answering.facts().get("enforce_eager"), answering.server.start_seconds
     print(
-        f"| {eager} | {answering.server.start_seconds:.1f} | {start_cpu:.1f} | {items} | {seconds:.1f} | {asking:.1f} |",
+        f"| {eager} | {start:.1f} | {start_cpu:.1f} | {items} | {seconds:.1f} | {asking:.1f} |",
         flush=True,
     )
 

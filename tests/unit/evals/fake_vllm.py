@@ -107,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def chat(self, body):
         if "FAKE_VLLM_BODIES" in os.environ:
-            with open(os.environ["FAKE_VLLM_BODIES"], "a") as handle:
+            with Path(os.environ["FAKE_VLLM_BODIES"]).open("a") as handle:
                 handle.write(json.dumps(body) + "\n")
         said = body["messages"][-1]["content"]
         message = {"role": "assistant", "content": said.removeprefix("say ")}
