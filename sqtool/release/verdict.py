@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqtool.errors import DataError, InconclusiveError, RegressedError
+from sqtool.runfolder import read_result
 
 if TYPE_CHECKING:
     from sqtool.gate.verdict import MetricVerdict, Verdict
@@ -47,6 +48,9 @@ def read_accepted(path: Path, text: str, *, records: Records | None = None) -> V
         baseline, candidate, control = records
         rules = GateSpec.model_validate(verdict.spec)
         differences = [found.model_dump(exclude={"allowed"}) for found in verdict.differences]
+        measured = read_result(candidate.parent)
+        if measured is not None:  # what the evaluation found, not what the verdict says that it found
+            differences = list(measured["summary"].get("differences", ()))
         again = judge(rules, baseline, candidate, control=control, bindings=verdict.bindings, differences=differences)
         if again.to_json() != text:
             raise DataError(path, "the verdict is not what the gate computes from the records", remedy=RERUN)

@@ -11,7 +11,7 @@ import pytest
 
 from evals import client
 from evals.engines.base import Question
-from evals.records import PartWriter, answer_key, read_part
+from evals.records import PartWriter, answer_key, averaged, read_part, said
 from evals.run import evaluate, means
 from evals.spec import EngineSpec, EvaluateSpec, GenerationSpec
 from sqtool.errors import DataError, EngineError
@@ -163,3 +163,86 @@ def test_answers_under_other_conditions_are_not_reused(fake_model: Path, tmp_pat
 def test_a_metric_is_averaged_over_the_items_that_have_it() -> None:
     rows = [{"scores": {"a": 1.0, "b": 0.0}}, {"scores": {"a": 0.0}}, {"scores": {}}]
     assert means(rows) == {"n": 3, "metrics": {"a": 0.5, "b": 0.0}}
+
+
+def test_samples_are_seeded_averaged_and_kept(
+    project: Path, fake_model: Path, fake_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = project / "bodies.jsonl"
+    monkeypatch.setenv("FAKE_VLLM_BODIES", str(bodies))
+    spec = {"generation": {"temperature": 0.8, "samples": 3}}
+    summary = _run(project, fake_env, tasks=("texts",), spec=spec, seed=5)
+    seeds: dict[str, list[int]] = {}
+    for body in map(json.loads, bodies.read_text().splitlines()):
+        seeds.setdefault(body["messages"][-1]["content"], []).append(body["seed"])
+    assert set(map(tuple, map(sorted, seeds.values()))) == {(5, 6, 7)}
+    assert len(seeds) == 6
+    row = _records(project, "texts")[0]
+    assert row["outputs"] == [row["output"]] * 3
+    assert summary["tasks"]["texts"]["n"] == 6
+    assert summary["tasks"]["texts"]["tokens"] == {"prompt": 3 * 18, "completion": 3 * 12}
+
+
+def test_an_interrupted_item_goes_on_with_its_missing_samples(
+    project: Path, fake_model: Path, fake_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setenv("FAKE_VLLM", "die_after:4")
+    spec = {"generation": {"temperature": 0.8, "samples": 3}, "concurrency": 1}
+    with pytest.raises(EngineError):
+        _run(project, fake_env, tasks=("texts",), spec=spec)
+    bodies = project / "bodies.jsonl"
+    monkeypatch.setenv("FAKE_VLLM", "ok")
+    monkeypatch.setenv("FAKE_VLLM_BODIES", str(bodies))
+    summary = _run(project, fake_env, tasks=("texts",), spec=spec, resume_from=project / "out")
+    assert len(bodies.read_text().splitlines()) == 3 * 6 - 4
+    assert summary["tasks"]["texts"]["resumed"] == 1, "items that were complete"
+
+
+def test_averaged_records() -> None:
+    def row(score: float, failure: str | None) -> dict[str, Any]:
+        return {
+            "id": "a",
+            "scores": {"m": score},
+            "failure": failure,
+            "detail": failure or "",
+            "output": {"text": score},
+        }
+
+    assert averaged([row(1, None)]) == row(1, None)
+    mixed = averaged([row(1, None), row(0, "late"), row(0, "wrong"), row(0.5, "wrong")])
+    assert mixed["scores"] == {"m": 0.375}
+    assert (mixed["failure"], mixed["detail"]) == ("wrong", "3 of 4 answers are wrong; one of them: wrong")
+    assert [output["text"] for output in mixed["outputs"]] == [1, 0, 0, 0.5]
+    assert averaged([row(1, None)] * 2)["failure"] is None
+
+
+def test_what_was_said_covers_every_sample_and_probability() -> None:
+    first = {"output": {"text": "a", "completion_tokens": 3}}
+    assert said(first) == said({"output": {"text": "a", "completion_tokens": 9}})
+    assert said({**first, "outputs": [first["output"], {"text": "b"}]}) != said(
+        {**first, "outputs": [first["output"], {"text": "c"}]}
+    )
+    assert said({"output": {"text": "", "loglikelihoods": [1]}}) != said(
+        {"output": {"text": "", "loglikelihoods": [2]}}
+    )
+    assert said({"output": "text of another program"}) == ["text of another program"]
+
+
+def test_some_items_are_asked_as_served(
+    project: Path, fake_model: Path, fake_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = project / "bodies.jsonl"
+    monkeypatch.setenv("FAKE_VLLM_BODIES", str(bodies))
+    summary = _run(project, fake_env, spec={"as_served": {"items": 4}})
+    sent = [json.loads(line) for line in bodies.read_text().splitlines()]
+    served = [body for body in sent if "temperature" not in body]
+    assert {name: task["n"] for name, task in summary["as_served"].items()} == {"texts": 3, "tools": 2}
+    assert (len(served), len(sent)) == (5, 9 + 5)
+    assert summary["as_served"]["texts"]["metrics"]["exact_match"] == 1.0
+    assert len(_records(project, "texts", "out/as_served")) == 3
+    assert len(_records(project, "texts")) == 6, "and nothing of it is gated"
+    bodies.unlink()
+    everything = {"as_served": {"items": 4}, "generation": "as_served"}
+    assert _run(project, fake_env, "out2", spec=everything)["as_served"] == {}
+    assert len(bodies.read_text().splitlines()) == 9, "nobody asks for the same twice"
