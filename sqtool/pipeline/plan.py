@@ -177,9 +177,10 @@ class _Planner:
         # The adapter decides what the library function gets, so its source counts as well.
         code = {name: code_digest(name) for name in (*stage.code, stage.module)}
         needs = {name: self.steps[name].digest for name in stage.needs if name in inputs.folders}
+        counted = hook(stage, "counted") or (lambda section: section)
         parts: dict[str, Any] = {
             "stage": stage.name,
-            "sections": {name: job.sections[name].model_dump(mode="json") for name in stage.sections},
+            "sections": {name: counted(job.sections[name]).model_dump(mode="json") for name in stage.sections},
             "needs": needs,
             "content": content,
             "data": {job.shown(path): self.digests.file(path) for path in files},

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sqtool.errors import DataError
-from sqtool.report.numbers import size, span, value
+from sqtool.report.numbers import percent, size, span, value
 from sqtool.runfolder import RunFolder
 
 AS_STORED = "as stored"
@@ -68,6 +68,7 @@ class Facts:
     saves: list[str] = field(default_factory=list)
     coverage: list[str] = field(default_factory=list)
     coverage_table: Table | None = None
+    as_served: Table | None = None
     drift: Table | None = None
     arms: Table | None = None
     acceptance: Table | None = None
@@ -108,6 +109,7 @@ def collect(path: Path) -> Facts:
     parts: dict[str, Callable[[], None]] = {
         "quantize": lambda: _add_saves(facts, results.get("quantize")),
         "calibrate": lambda: _add_coverage(facts, state, folders.get("calibrate"), folder.failed("calibrate")),
+        "as served": lambda: _add_as_served(facts, results),
         "drift": lambda: _add_drift(facts, results.get("evaluate", {}).get("drift")),
         "engine": lambda: _add_measured(facts, results),
         "release": lambda: _add_release(facts, results.get("release"), results.get("gate", {}).get("outcome")),
@@ -179,6 +181,20 @@ def _add_coverage(facts: Facts, state: Mapping[str, Any], folder: Path | None, f
     from sqtool.report.coverage import add_coverage
 
     add_coverage(facts, coverage)
+
+
+def _add_as_served(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Both sides' scores where no request named a sampling parameter."""
+    sides = [results.get(stage, {}).get("as_served") or {} for stage in ("baseline", "evaluate")]
+    rows = []
+    for task, left in sides[0].items():
+        right = sides[1].get(task, {}).get("metrics", {})
+        for metric, score in left["metrics"].items():
+            other = percent(right[metric]) if metric in right else ""
+            rows.append((f"{task}.{metric}", percent(score), other, str(left["n"])))
+    if rows:
+        notes = ("Asked as a client does that trusts the server's sampling parameters. These scores decide nothing.",)
+        facts.as_served = Table(("metric", "baseline", "candidate", "items"), tuple(rows), notes)
 
 
 def _add_drift(facts: Facts, drift: Mapping[str, Any] | None) -> None:

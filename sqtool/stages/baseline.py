@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from evals.spec import EvaluateSpec
+from sqtool.spec import Spec
 from sqtool.stages.contract import Estimate, Inputs, StageResult
-from sqtool.stages.measuring import engine_fingerprint, engine_preflight, evaluation_estimate, task_files
+from sqtool.stages.measuring import (
+    counted_of,
+    engine_fingerprint,
+    engine_preflight,
+    evaluation_estimate,
+    task_files,
+)
 from sqtool.stages.sections import engine_section
 
 STATES = "states"
@@ -21,7 +28,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
 
     summary = evaluate(
         spec,
-        engine_section(inputs),
+        engine_section(inputs).of_side("baseline"),
         model=inputs.model,
         root=inputs.root,
         out=out,
@@ -41,6 +48,10 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
 
 def data_files(spec: EvaluateSpec, inputs: Inputs) -> list[Path]:
     return task_files(spec, inputs.root)
+
+
+def counted(section: Spec) -> Spec:
+    return counted_of("baseline", section)
 
 
 def fingerprint(_spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:

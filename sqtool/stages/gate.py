@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.engines import conditions
 from evals.spec import EvaluateSpec
 from sqtool.errors import InconclusiveError, InfrastructureError, RegressedError, UsageError, did_you_mean
 from sqtool.files import write_text
@@ -38,6 +39,7 @@ def run(spec: GateSpec, inputs: Inputs, out: Path) -> StageResult:
         candidate / RECORDS,
         control=None if control is None else control / RECORDS,
         bindings=bindings,
+        differences=differences_of(candidate),
     )
     write_text(out / VERDICT, verdict.to_json())
     return StageResult(
@@ -47,12 +49,22 @@ def run(spec: GateSpec, inputs: Inputs, out: Path) -> StageResult:
             "exit_code": verdict.exit_code,
             "reasons": list(verdict.reasons),
             "deciding": deciding(verdict),
+            "differences": [d.name for d in verdict.differences if not d.allowed],
         }
     )
 
 
+def differences_of(candidate: Path) -> list[dict[str, str]]:
+    """In which fields beside the weights the candidate differed when it was evaluated."""
+    result = read_result(candidate)
+    return [] if result is None else list(result["summary"].get("differences", ()))
+
+
 def bindings_of(baseline: Path, candidate: Path) -> dict[str, Any]:
-    """What was measured: the engine of each side, and the digest of the candidate's checkpoint."""
+    """What was measured: the engine of each side, and the digest of the candidate's checkpoint.
+
+    `InfrastructureError` when the sides were not measured under the same conditions: then nothing can be compared.
+    """
     sides = {}
     for side, folder in (("baseline", baseline), ("candidate", candidate)):
         result = read_result(folder)
@@ -63,6 +75,14 @@ def bindings_of(baseline: Path, candidate: Path) -> dict[str, Any]:
         side: {k: v for k, v in summary.get("engine", {}).items() if k not in PER_SERVER}
         for side, summary in sides.items()
     }
+    left, right = (conditions(engines[side]) for side in ("baseline", "candidate"))
+    apart = [f"{name} {left[name]} and {right[name]}" for name in left if left[name] != right[name]]
+    if apart:
+        raise InfrastructureError(
+            f"baseline and candidate were not measured under the same conditions ({', '.join(apart)}), so they cannot "
+            "be compared",
+            remedy="Measure both in the same place; `engine.dtype` makes checkpoints of different types comparable.",
+        )
     return {
         "engine": engines["candidate"],
         "baseline_engine": engines["baseline"],
@@ -71,7 +91,11 @@ def bindings_of(baseline: Path, candidate: Path) -> dict[str, Any]:
 
 
 def deciding(verdict: Verdict) -> list[str]:
-    """What the verdict rests on, in sentences: an unsteady engine, else what did not pass, else the closest call."""
+    """What the verdict rests on, in sentences: a difference beside the weights, else an unsteady engine, else what did
+    not pass, else the closest call."""
+    refused = [f"{d.name} is {d.candidate}, the baseline's {d.baseline}" for d in verdict.differences if not d.allowed]
+    if refused:
+        return refused
     if verdict.control is not None and not verdict.control.stable:
         return [unsteady(m) for m in verdict.control.metrics if not m.steady]
     gated = [m for m in (*verdict.metrics, *verdict.slices) if m.gated]
@@ -109,6 +133,13 @@ def sentence(metric: Any) -> str:
 def check(spec: GateSpec, summary: dict[str, Any]) -> None:
     """Raises unless the verdict lets the candidate be released."""
     what = "; ".join(summary["deciding"])
+    names = summary.get("differences")
+    if names:
+        raise RegressedError(
+            f"the candidate is not served as the baseline is: {what}",
+            remedy=f"Copy the baseline's files into the candidate; or, where a difference is meant, allow it: "
+            f"`gate: {{allow_differences: [{', '.join(names)}]}}`.",
+        )
     if summary["outcome"] == "REGRESSED":
         raise RegressedError(f"the candidate regressed: {what}", remedy="report.md shows the items that got worse.")
     if summary["outcome"] == "INCONCLUSIVE" and spec.inconclusive != "allow":

@@ -1,15 +1,16 @@
-"""What the stages that start vLLM have in common: the data they read, the engine they bind to, and their time."""
+"""What the stages that ask an engine have in common: the data they read, the engine they bind to, and their time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from evals.spec import EvaluateSpec
-from sqtool.errors import DataError, EngineError
+from evals.spec import EngineSpec, EvaluateSpec
+from sqtool.errors import DataError
 from sqtool.files import canonical_json
+from sqtool.spec import Spec
 from sqtool.stages.contract import Estimate, Inputs
 from sqtool.stages.sections import engine_section
 
@@ -37,22 +38,33 @@ def task_files(spec: EvaluateSpec, root: Path) -> list[Path]:
     return files
 
 
-def engine_fingerprint(inputs: Inputs) -> dict[str, Any]:
-    """vLLM's version and the device: a measurement holds for these only."""
-    from evals.engine_env import device_name, locate, resolve_env
-
-    try:
-        env = locate(resolve_env(engine_section(inputs), inputs.root))
-    except EngineError:
-        return {"vllm": "absent"}
-    return {"vllm": env.version, "device": device_name(env.device)}
+Side = Literal["baseline", "candidate"]
 
 
-def engine_preflight(inputs: Inputs) -> None:
-    """EngineError with the remedy when there is no vLLM environment."""
-    from evals.engine_env import locate, resolve_env
+def engine_fingerprint(inputs: Inputs, side: Side = "baseline") -> dict[str, Any]:
+    """The engine's version and the device: a measurement holds for these only."""
+    from evals.engines import engine_class
 
-    locate(resolve_env(engine_section(inputs), inputs.root))
+    engine = engine_section(inputs).of_side(side)
+    return engine_class(engine).fingerprint(engine, inputs.root)
+
+
+def engine_preflight(inputs: Inputs, side: Side = "baseline") -> None:
+    """What the engine lacks here, with the remedy: `EngineError` without a vLLM environment or a server that answers,
+    `UsageError` for a device or a key that is not there."""
+    from evals.engines import engine_class
+
+    engine = engine_section(inputs).of_side(side)
+    engine_class(engine).check(engine, inputs.root)
+
+
+def counted_of(side: Side, section: Spec) -> Spec:
+    """Where the other side is served changes nothing about this one; which device answered stands in the fingerprint,
+    whether it was asked for or not."""
+    if not isinstance(section, EngineSpec):
+        return section
+    own = section.of_side(side)
+    return own if own.kind == "openai" else own.model_copy(update={"device": "auto"})
 
 
 @dataclass(frozen=True)

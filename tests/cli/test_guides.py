@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from evals.config_diff import COMPARED_TOKENIZER_CONFIG, IGNORED_GENERATION, IGNORED_TOKENIZER
+from evals.spec import EngineSpec, EvaluateSpec
 from sqtool.cli import COMMANDS, cli
 from sqtool.gate.spec import GateSpec
 
 DOCS = Path(__file__).parents[2] / "docs"
-GUIDES = ("gate.md",)
+GUIDES = ("gate.md", "engines.md")
 
 
 def blocks(guide: str) -> list[str]:
@@ -37,10 +39,19 @@ def test_commands_exist(guide: str) -> None:
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_sections_can_be_read(guide: str) -> None:
-    sections = [YAML(typ="safe").load(block) for block in blocks(guide) if block.startswith("gate:")]
+    specs = {"gate": GateSpec, "engine": EngineSpec, "evaluate": EvaluateSpec}
+    sections = [YAML(typ="safe").load(block) for block in blocks(guide) if block.startswith(tuple(specs))]
     assert sections
     for section in sections:
-        GateSpec.model_validate(section["gate"])
+        for name, value in section.items():
+            specs[name].model_validate(value)
+
+
+def test_what_is_not_compared_is_listed() -> None:
+    text = (DOCS / "engines.md").read_text(encoding="utf-8")
+    ignored = [name for name in IGNORED_GENERATION if not name.startswith("output_")]
+    for name in (*ignored, *IGNORED_TOKENIZER, *COMPARED_TOKENIZER_CONFIG):
+        assert f"`{name}`" in text
 
 
 def test_commands_named_in_a_sentence_exist() -> None:
