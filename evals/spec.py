@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from evals.harness.spec import LmEvalSpec
 from sqtool.spec import Spec
 
 OWNED_FLAGS = ("--model", "--host", "--port", "--api-key", "--served-model-name", "--uds")
@@ -133,9 +134,12 @@ class ControlSpec(Spec):
 class EvaluateSpec(Spec):
     """What is asked of baseline and candidate, and how."""
 
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+    tasks: tuple[str, ...] = Field(
         default=("tool_calls", "tasks", "recall"),
         description="Task files: a stem in evals/tasks, or a path to a YAML file.",
+    )
+    lm_eval: LmEvalSpec | None = Field(
+        default=None, description="Tasks of lm-evaluation-harness, beside `tasks` or with `tasks: []` alone."
     )
     generation: GenerationSpec = Field(default_factory=GenerationSpec, description="How answers are drawn.")
     concurrency: int = Field(default=64, gt=0, description="Requests in flight at once.")
@@ -158,3 +162,9 @@ class EvaluateSpec(Spec):
         if len(set(value)) != len(value):
             raise ValueError("a task is named twice")
         return value
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> EvaluateSpec:
+        if not self.tasks and self.lm_eval is None:
+            raise ValueError("no task is named, in tasks or in lm_eval")
+        return self
