@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from evals.client import Endpoint
-from evals.items import Item, take
-from evals.records import WHAT_WAS_SAID, answer_key
+from evals.harness.stage import ask_served, sizes
+from evals.items import take
+from evals.records import answer_key, said
 from evals.run import run_task
 from evals.server import VllmServer
 from evals.spec import EngineSpec, EvaluateSpec
@@ -58,32 +59,47 @@ def control(
     assert spec.control is not None
     tasks = load_tasks(spec, root)
     other = spec.model_copy(update={"concurrency": max(1, spec.concurrency // 3) if spec.concurrency > 1 else 2})
-    total = sum(len(task.items) for task in tasks)
+    whole = sizes(spec, root)
+    total = sum(len(task.items) for task in tasks) + sum(whole.values())
+    # Rounded up: with fewer than were asked for, the gate would not take the engine for deterministic.
+    part = {name: math.ceil(spec.control.items * size / total) for name, size in whole.items()}
+    part = {name: min(count, whole[name]) for name, count in part.items()}
     few = [
-        # Rounded up: with fewer than were asked for, the gate would not take the engine for deterministic.
         replace(task, items=tuple(take(task.items, math.ceil(spec.control.items * len(task.items) / total))))
         for task in tasks
     ]
     with VllmServer(model, engine, log=out / "vllm.log", root=root, progress=progress) as server:
         endpoint = Endpoint(server.base_url, server.api_key, server.served_name, server.require_alive)
 
-        def ask(some: Sequence[Task], folder: Path) -> int:
+        def ask(some: Sequence[Task], harness: Mapping[str, int], folder: Path) -> int:
             for task in some:
                 key = answer_key(model, engine, task.generation, seed)
                 run_task(task, endpoint, other, key=key, out=folder, progress=progress, seed=seed, watch=_Shuffled())
-            return sum(_different(task.items, baseline, folder, task.name) for task in some)
+            ask_served(
+                other,
+                engine,
+                endpoint,
+                model=model,
+                root=root,
+                out=folder,
+                key="control",
+                progress=progress,
+                seed=seed,
+                limits=harness,
+                shuffled=True,
+            )
+            return sum(_different(baseline, folder, name) for name in (*(t.name for t in some), *harness))
 
-        different = ask(few, out)
-        asked = few
-        if different and any(len(a.items) < len(b.items) for a, b in zip(few, tasks, strict=True)):
+        different = ask(few, part, out)
+        items = sum(len(task.items) for task in few) + sum(part.values())
+        if different and items < total:
             progress.note(f"control: {different} answers differ, so all items are asked again")
             shutil.rmtree(out / "records")
-            asked = list(tasks)
-            different = ask(tasks, out)
+            different, items = ask(tasks, whole, out), total
         facts = server.facts()
     summary = {
         "engine": facts,
-        "items": sum(len(task.items) for task in asked),
+        "items": items,
         "different_answers": different,
         "concurrency": other.concurrency,
     }
@@ -91,9 +107,10 @@ def control(
     return summary
 
 
-def _different(items: Sequence[Item], baseline: Path, folder: Path, task: str) -> int:
-    sides = [
-        {row["id"]: row["output"] for _, row in read_jsonl(place / "records" / f"{task}.jsonl")}
+def _different(baseline: Path, folder: Path, task: str) -> int:
+    """Items of a task in `folder` whose answers are not those of the baseline."""
+    first, again = (
+        {row["id"]: said(row) for _, row in read_jsonl(place / "records" / f"{task}.jsonl")}
         for place in (baseline, folder)
-    ]
-    return sum(any(sides[0][i.id].get(k) != sides[1][i.id].get(k) for k in WHAT_WAS_SAID) for i in items)
+    )
+    return sum(answer != first.get(name) for name, answer in again.items())

@@ -44,6 +44,16 @@ def answer_key(model: Path, engine: EngineSpec, generation: GenerationSpec, seed
     return sha256_text(canonical_json(value))
 
 
+def said(record: Mapping[str, Any]) -> Any:
+    """What the model answered, as one value to compare: without the counts of tokens. Of log-likelihoods, which differ
+    in their last digits when prompts are batched differently, it is what they decided: the scores."""
+    output = record.get("output")
+    if not isinstance(output, Mapping):
+        return output
+    answer = {key: output.get(key) for key in WHAT_WAS_SAID}
+    return {**answer, "scores": record["scores"]} if output.get("loglikelihoods") else answer
+
+
 def answer_json(answer: Answer) -> dict[str, Any]:
     """The answer as it stands in a record; log-likelihoods only where they were asked for."""
     value = asdict(answer)

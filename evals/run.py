@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from evals.client import Endpoint, Limits, ask_all
+from evals.harness.stage import ask_served
 from evals.items import Item
 from evals.records import PartWriter, answer_key, read_part, record, write_records
 from evals.scorers import Answer
@@ -46,7 +47,7 @@ def evaluate(
     `resume_from` is the `out` of an interrupted run (it may be this `out`): answers that it kept under the same
     conditions are not asked for again. `seconds` counts the asking only, not the engine's start. A `watch` may end a
     task or the whole evaluation early (see `evals.watching`); `n` of the task's `of` items then have records, and
-    tasks that were not begun are absent.
+    tasks that were not begun are absent. lm-eval's tasks come last, each whole (see `evals.harness.run`).
 
     Raises `DataError` or `UsageError` before anything is started when a task or an item is wrong, `EngineError` when
     the engine does not start, dies or does not answer. Then no record file of the task at hand exists, only its part.
@@ -69,6 +70,19 @@ def evaluate(
             )
             if decision == "all":
                 break
+        if watch is None or not watch.why:
+            results |= ask_served(
+                spec,
+                engine,
+                endpoint,
+                model=model,
+                root=root,
+                out=out,
+                key=answer_key(model, engine, spec.generation, seed),
+                progress=progress,
+                seed=seed,
+                resume_from=resume_from,
+            )
         summary = {"engine": server.facts(), "tasks": results, "stopped": dict(watch.why) if watch else {}}
     write_json(out / "evaluation.json", summary)
     return summary

@@ -49,7 +49,7 @@ class InProcess(HFLM):
             said = len(self.tok_encode(text, add_special_tokens=False))
             answer = Answer(
                 text,
-                # HFLM does not say why an answer ended.
+                # HFLM says neither how many tokens an answer had nor why it ended: both are estimated from its text.
                 finish_reason="length" if said >= limit else "stop",
                 prompt_tokens=len(self.tok_encode(prompt)),
                 completion_tokens=said,

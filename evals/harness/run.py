@@ -12,14 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evals.client import Endpoint, Limits
 from evals.harness.catalogue import ANSWER_METRICS, metric_name, version
 from evals.harness.loading import FEWSHOT_SEED, Loaded, doc_digest, limit_of, load
 from evals.harness.quiet import quiet
 from evals.harness.records import Scored, records_of
 from evals.records import write_records
 from evals.run import summarise
-from evals.spec import EngineSpec, EvaluateSpec
+from evals.spec import EvaluateSpec
 from sqtool.errors import InfrastructureError, SqtoolError
 from sqtool.files import canonical_json, sha256_text, write_text
 from sqtool.progress import SILENT, Progress
@@ -27,31 +26,6 @@ from sqtool.progress import SILENT, Progress
 LOG = "lm_eval.log"
 RANDOM_SEED, NUMPY_SEED, TORCH_SEED = 0, 1234, 1234
 """lm-eval's defaults, which tasks with random parts of their own rely on."""
-
-
-def ask_served(
-    spec: EvaluateSpec,
-    engine: EngineSpec,
-    endpoint: Endpoint,
-    *,
-    model: Path,
-    root: Path,
-    out: Path,
-    key: str,
-    progress: Progress = SILENT,
-    seed: int = 0,
-    resume_from: Path | None = None,
-    limits: Mapping[str, int] | None = None,
-    shuffled: bool = False,
-) -> dict[str, Any]:
-    """`run` with the server at `endpoint`, which serves the checkpoint in `model`; nothing where no task is named."""
-    if spec.lm_eval is None:
-        return {}
-    from evals.harness.served import Served
-
-    asking = Limits(spec.concurrency, spec.request_timeout, spec.retries)
-    lm = Served.of(model, endpoint, limits=asking, max_length=engine.max_model_len, seed=seed, shuffled=shuffled)
-    return run(spec, lm, root=root, out=out, key=key, progress=progress, resume_from=resume_from, limits=limits)
 
 
 def run(

@@ -8,9 +8,10 @@ from typing import Any
 from evals.spec import EvaluateSpec
 from sqtool.files import digest_folder
 from sqtool.gate.spec import GateSpec
+from sqtool.stages import measuring
 from sqtool.stages.baseline import RECORDS, STATES
 from sqtool.stages.contract import Estimate, Inputs, StageResult
-from sqtool.stages.measuring import engine_fingerprint, engine_preflight, evaluation_estimate, task_files
+from sqtool.stages.measuring import engine_preflight, evaluation_estimate, task_files
 from sqtool.stages.sections import engine_section, gate_section
 
 
@@ -69,8 +70,8 @@ def data_files(spec: EvaluateSpec, inputs: Inputs) -> list[Path]:
     return task_files(spec, inputs.root)
 
 
-def fingerprint(_spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:
-    return engine_fingerprint(inputs)
+def fingerprint(spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:
+    return measuring.fingerprint(spec, inputs)
 
 
 def preflight(spec: EvaluateSpec, inputs: Inputs) -> Estimate:

@@ -147,15 +147,17 @@ def plan_of(spec: GateSpec, inputs: Inputs) -> GatePlan:
 
 
 def _check_tasks(spec: GateSpec, section: EvaluateSpec, root: Path) -> None:
+    from evals.harness.stage import check_metric, names
     from evals.tasks import find_task, read_task
 
-    tasks = [read_task(find_task(name, root)).task for name in section.tasks]
+    tasks = [read_task(find_task(name, root)).task for name in section.tasks] + names(section, root)
     for name in spec.metrics:
-        task = name.rpartition(".")[0]
+        task, _, metric = name.rpartition(".")
         if task not in tasks:
             raise UsageError(
                 f"gate.metrics.{name}: evaluate.tasks names no task {task!r}", remedy=did_you_mean(task, tasks)
             )
+        check_metric(section, root, task, metric)
 
 
 def _recorded(spec: GateSpec, folder: Path) -> dict[str, PlannedTask]:
