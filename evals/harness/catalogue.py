@@ -265,7 +265,7 @@ def metric_problem(leaf: Leaf, metric: str) -> UsageError | None:
     if "class" in leaf.config:
         return None
     declared = _declared(leaf.config)
-    filters = [str(one.get("name")) for one in leaf.config.get("filter_list") or ()] or ["none"]
+    filters = _filters(leaf.config)
     base = metric.partition(",")[0]
     aggregation = declared.get(base)
     if aggregation is not None and aggregation not in PER_ITEM:
@@ -289,9 +289,25 @@ def metric_problem(leaf: Leaf, metric: str) -> UsageError | None:
     )
 
 
+def metrics_of_every_item(leaf: Leaf) -> list[str]:
+    """Metrics that each item of the task has, as far as its configuration tells."""
+    if "class" in leaf.config or "process_results" in leaf.config:
+        return []
+    return [
+        metric_name(metric, name)
+        for metric, how in _declared(leaf.config).items()
+        if how == "mean"
+        for name in _filters(leaf.config)
+    ]
+
+
 def metric_name(metric: str, filter_name: str) -> str:
     """A metric's name in records: lm-eval's own (`exact_match,strict-match`), without the filter that is none."""
     return metric if filter_name == "none" else f"{metric},{filter_name}"
+
+
+def _filters(config: Mapping[str, Any]) -> list[str]:
+    return [str(one.get("name")) for one in config.get("filter_list") or ()] or ["none"]
 
 
 def _declared(config: Mapping[str, Any]) -> dict[str, str]:

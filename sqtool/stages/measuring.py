@@ -103,7 +103,8 @@ class TaskFacts:
 
     @classmethod
     def of_lm_eval(cls, task: Loaded, limit: int | None) -> TaskFacts:
-        """The facts of a task of lm-eval's, which does not say beforehand where a metric applies."""
+        """The facts of a task of lm-eval's, which has no clusters."""
+        from evals.harness.catalogue import metrics_of_every_item
         from evals.harness.loading import item_id, slice_fields
 
         docs = task.docs(limit)
@@ -113,7 +114,7 @@ class TaskFacts:
             clusters=[None] * len(docs),
             kinds=[task.name] * len(docs),
             fields=[slice_fields(doc) for doc in docs],
-            applies={},
+            applies={metric: [True] * len(docs) for metric in metrics_of_every_item(task.leaf)},
         )
 
 
