@@ -24,7 +24,8 @@ class LmEvalSpec(Spec):
     limit: int | None = Field(
         default=None,
         gt=0,
-        description="Only the first so many items of each task; default: evaluate.limit. For trying things out.",
+        description="Only the first so many items of each task, and never more than evaluate.limit. For trying "
+        "things out.",
     )
     apply_chat_template: bool = Field(default=False, description="Put the prompts into the model's chat template.")
     fewshot_as_multiturn: bool | None = Field(
