@@ -72,11 +72,18 @@ def texts(items: int) -> Iterator[dict[str, Any]]:
 def choices(items: int) -> Iterator[dict[str, Any]]:
     """Questions about a list, with the right value and three others of it."""
     draw = random.Random(0)
-    for row in [row for row in rows(TEST / "tasks.jsonl") if row["kind"] == "lookup"][:items]:
+    made = 0
+    for row in rows(TEST / "tasks.jsonl"):
+        if row["kind"] != "lookup" or made == items:
+            continue
         question, answer = row["messages"][0]["content"], row["expected"]["text"]
         values = dict.fromkeys(re.findall(r"^\w+: (\w+)$", question, re.MULTILINE))
-        offered = [*draw.sample([value for value in values if value != answer], 3), answer]
+        others = [value for value in values if value != answer]
+        if len(others) < 3:
+            continue
+        offered = [*draw.sample(others, 3), answer]
         draw.shuffle(offered)
+        made += 1
         yield {"question": question, "choices": offered, "label": offered.index(answer)}
 
 

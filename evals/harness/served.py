@@ -69,6 +69,12 @@ class Served(TemplateLM):
         from transformers import AutoConfig, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
+        if tokenizer.eos_token_id is None:
+            raise DataError(
+                model / "tokenizer_config.json",
+                "the tokenizer has no end token, and lm-eval's tasks need one",
+                field="eos_token",
+            )
         config = AutoConfig.from_pretrained(str(model), local_files_only=True)
         return cls(endpoint, tokenizer, config, limits=limits, max_length=max_length, seed=seed, shuffled=shuffled)
 

@@ -69,6 +69,7 @@ def test_the_records_mean_is_lm_evals_own_figure(ran: tuple[Path, dict[str, Any]
             assert sum(scores) / len(scores) == reported[metric] == results[task]["metrics"][metric]
 
 
+@pytest.mark.slow
 def test_the_command_lm_eval_gives_the_same_scores_item_by_item(
     ran: tuple[Path, dict[str, Any]], tiny: Path, tmp_path: Path
 ) -> None:

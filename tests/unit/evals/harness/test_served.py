@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,12 @@ def test_parsing() -> None:
         ranked([1, 5, 6, 7], [7])(answer)
     with pytest.raises(ValueError, match="KeyError"):
         ranked([1, 5, 8], [8])(answer)
+
+
+def test_a_tokenizer_without_an_end_token(tiny: Path, completions: Completions, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny, model)
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}))
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: eos_token: the tokenizer has no end token"):
+        served(model, completions)
