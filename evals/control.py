@@ -7,6 +7,7 @@ otherwise all items are, so that the disagreement can be measured. It is the gat
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.engines import open_engine
-from evals.items import Item
+from evals.harness.stage import ask_lm_eval, sizes
 from evals.records import answer_key, said
 from evals.run import run_task, spread
 from evals.spec import EngineSpec, EvaluateSpec
@@ -58,27 +59,42 @@ def control(
     tasks = load_tasks(spec, root)
     other = spec.model_copy(update={"concurrency": _another(spec.concurrency)})
     batches = engine.model_copy(update={"batch_size": _another(engine.batch_size)}) if engine.kind == "hf" else engine
-    # With fewer than were asked for, the gate would not take the engine for deterministic.
-    few = spread(tasks, spec.control.items)
+    whole = sizes(spec, root)
+    total = sum(len(task.items) for task in tasks) + sum(whole.values())
+    # Rounded up: with fewer than were asked for, the gate would not take the engine for deterministic.
+    part = {name: min(size, math.ceil(spec.control.items * size / total)) for name, size in whole.items()}
+    few = spread(tasks, spec.control.items, total)
     with open_engine(batches, model=model, out=out, root=root, progress=progress) as answering:
 
-        def ask(some: Sequence[Task], folder: Path) -> int:
+        def ask(some: Sequence[Task], harness: Mapping[str, int], folder: Path) -> int:
             for task in some:
                 key = answer_key(model, engine, task.generation, seed)
                 run_task(task, answering, other, key=key, out=folder, progress=progress, seed=seed, watch=_Shuffled())
-            return sum(_different(task.items, baseline, folder, task.name) for task in some)
+            ask_lm_eval(
+                other,
+                batches,
+                answering,
+                model=model,
+                root=root,
+                out=folder,
+                key="control",
+                progress=progress,
+                seed=seed,
+                limits=harness,
+                shuffled=True,
+            )
+            return sum(_different(baseline, folder, name) for name in (*(t.name for t in some), *harness))
 
-        different = ask(few, out)
-        asked = few
-        if different and any(len(a.items) < len(b.items) for a, b in zip(few, tasks, strict=True)):
+        different = ask(few, part, out)
+        items = sum(len(task.items) for task in few) + sum(part.values())
+        if different and items < total:
             progress.note(f"control: {different} answers differ, so all items are asked again")
             shutil.rmtree(out / "records")
-            asked = list(tasks)
-            different = ask(tasks, out)
+            different, items = ask(tasks, whole, out), total
         facts = answering.facts()
     summary = {
         "engine": facts,
-        "items": sum(len(task.items) for task in asked),
+        "items": items,
         "different_answers": different,
         "concurrency": other.concurrency,
     }
@@ -90,9 +106,10 @@ def _another(size: int) -> int:
     return max(1, size // 3) if size > 1 else 2
 
 
-def _different(items: Sequence[Item], baseline: Path, folder: Path, task: str) -> int:
-    sides = [
+def _different(baseline: Path, folder: Path, task: str) -> int:
+    """Items of a task in `folder` whose answers are not those of the baseline."""
+    first, again = (
         {row["id"]: said(row) for _, row in read_jsonl(place / "records" / f"{task}.jsonl")}
         for place in (baseline, folder)
-    ]
-    return sum(sides[0][item.id] != sides[1][item.id] for item in items)
+    )
+    return sum(answer != first.get(name) for name, answer in again.items())

@@ -27,7 +27,7 @@ from evals.spec import EngineSpec, GenerationSpec
 from sqtool.files import canonical_json, sha256_text, write_text
 
 SYNC_SECONDS = 1.0
-WHAT_WAS_SAID = ("text", "tool_calls", "finish_reason", "loglikelihoods")
+WHAT_WAS_SAID = ("text", "tool_calls", "finish_reason")
 """The parts of a record's output that are the model's answer; the others count tokens."""
 Answers = dict[tuple[str, int], Answer]
 """Answers by the item's id and which of its answers it is."""
@@ -164,9 +164,16 @@ def averaged(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def said(record: Mapping[str, Any]) -> Any:
-    """What a record says that the model answered, to compare two answers to one item character by character."""
+    """What a record says that the model answered, to compare two answers to one item character by character. Of
+    log-likelihoods, which differ in their last digits when prompts are batched differently, it is what they decided:
+    the scores."""
     outputs = record.get("outputs") or [record.get("output")]
-    return [{k: o.get(k) for k in WHAT_WAS_SAID} if isinstance(o, Mapping) else o for o in outputs]
+    return [_said(output, record) if isinstance(output, Mapping) else output for output in outputs]
+
+
+def _said(output: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    answer = {key: output.get(key) for key in WHAT_WAS_SAID}
+    return {**answer, "scores": record["scores"]} if output.get("loglikelihoods") else answer
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

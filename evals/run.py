@@ -14,6 +14,7 @@ from typing import Any
 
 from evals.engines import open_engine
 from evals.engines.base import Engine, Limits, Question
+from evals.harness.stage import ask_lm_eval
 from evals.items import Item, take
 from evals.records import PartWriter, answer_key, averaged, read_part, record, write_records
 from evals.scorers import Answer
@@ -54,6 +55,7 @@ def evaluate(
     run (it may be this `out`): answers that it kept under the same conditions are not asked for again. `seconds` counts
     the asking only, not the engine's start. A `watch` may end a task or the whole evaluation early (see
     `evals.watching`); `n` of the task's `of` items then have records, and tasks that were not begun are absent.
+    lm-eval's tasks come last, each whole (see `evals.harness.run`).
 
     Raises `DataError` or `UsageError` before anything is started when a task or an item is wrong, `EngineError` when
     the engine does not start, dies or does not answer. Then no record file of the task at hand exists, only its part.
@@ -81,6 +83,19 @@ def evaluate(
             results[task.name], decision = run(task, out, resume_from, watch)
             if decision == "all":
                 break
+        if decision != "all":
+            results |= ask_lm_eval(
+                spec,
+                engine,
+                answering,
+                model=model,
+                root=root,
+                out=out,
+                key=answer_key(model, engine, spec.generation, seed),
+                progress=progress,
+                seed=seed,
+                resume_from=resume_from,
+            )
         served: dict[str, Any] = {}
         # Of a candidate that is refused already nobody needs to know how it would be served.
         for task in as_served(spec, tasks) if decision != "all" else ():
@@ -104,9 +119,10 @@ def as_served(spec: EvaluateSpec, tasks: Sequence[Task]) -> list[Task]:
     ]
 
 
-def spread(tasks: Sequence[Task], items: int) -> list[Task]:
-    """At least `items` of the tasks' items (or all), of each task its share, evenly over its own."""
-    total = sum(len(task.items) for task in tasks)
+def spread(tasks: Sequence[Task], items: int, total: int | None = None) -> list[Task]:
+    """At least `items` of the tasks' items (or all), of each task its share, evenly over its own; of `total` items
+    where there are more than theirs."""
+    total = total or sum(len(task.items) for task in tasks)
     return [replace(task, items=tuple(take(task.items, math.ceil(items * len(task.items) / total)))) for task in tasks]
 
 

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from evals.harness.spec import LmEvalSpec
 from sqtool.spec import Spec
 
 OWNED_FLAGS = ("--model", "--host", "--port", "--api-key", "--served-model-name", "--uds")
@@ -275,9 +276,12 @@ class ControlSpec(Spec):
 class EvaluateSpec(Spec):
     """What is asked of baseline and candidate, and how."""
 
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+    tasks: tuple[str, ...] = Field(
         default=("tool_calls", "tasks", "recall"),
         description="Task files: a stem in evals/tasks, or a path to a YAML file.",
+    )
+    lm_eval: LmEvalSpec | None = Field(
+        default=None, description="Tasks of lm-evaluation-harness, beside `tasks` or with `tasks: []` alone."
     )
     generation: ShortGeneration = Field(
         default_factory=lambda: GenerationSpec(), description="How answers are drawn: greedy, as_served, or parameters."
@@ -307,3 +311,9 @@ class EvaluateSpec(Spec):
         if len(set(value)) != len(value):
             raise ValueError("a task is named twice")
         return value
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> EvaluateSpec:
+        if not self.tasks and self.lm_eval is None:
+            raise ValueError("no task is named, in tasks or in lm_eval")
+        return self

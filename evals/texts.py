@@ -127,6 +127,11 @@ def load_texts(
     items = round_robin((item for task in tasks for item in task.items), drift.items)
     texts = [render(item, tokenizer, drift.max_length, given) for item in [*items, *_prose(drift, root)]]
     kept = [text for text in texts if text is not None]
+    if not kept:
+        raise UsageError(
+            "drift has no texts: evaluate.tasks has no items, and evaluate.drift.prose no file",
+            remedy="Name prose (JSONL), or set `evaluate.drift: null`.",
+        )
     return sorted(kept, key=lambda text: (-len(text.tokens), text.id))
 
 

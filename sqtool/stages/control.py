@@ -7,15 +7,9 @@ from typing import Any
 
 from evals.spec import EvaluateSpec
 from sqtool.spec import Spec
+from sqtool.stages import measuring
 from sqtool.stages.contract import Estimate, Inputs, StageResult
-from sqtool.stages.measuring import (
-    ITEMS_PER_SECOND,
-    START_SECONDS,
-    counted_of,
-    engine_fingerprint,
-    engine_preflight,
-    task_files,
-)
+from sqtool.stages.measuring import ITEMS_PER_SECOND, START_SECONDS, counted_of, engine_preflight, task_files
 from sqtool.stages.sections import engine_section
 
 
@@ -49,8 +43,8 @@ def counted(section: Spec) -> Spec:
     return counted_of("baseline", section)
 
 
-def fingerprint(_spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:
-    return engine_fingerprint(inputs)
+def fingerprint(spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:
+    return measuring.fingerprint(spec, inputs)
 
 
 def preflight(spec: EvaluateSpec, inputs: Inputs) -> Estimate:

@@ -10,15 +10,10 @@ from sqtool.errors import UsageError
 from sqtool.files import digest_folder
 from sqtool.gate.spec import GateSpec
 from sqtool.spec import Spec
+from sqtool.stages import measuring
 from sqtool.stages.baseline import RECORDS, STATES
 from sqtool.stages.contract import Estimate, Inputs, StageResult
-from sqtool.stages.measuring import (
-    counted_of,
-    engine_fingerprint,
-    engine_preflight,
-    evaluation_estimate,
-    task_files,
-)
+from sqtool.stages.measuring import counted_of, engine_preflight, evaluation_estimate, task_files
 from sqtool.stages.sections import engine_section, gate_section
 
 
@@ -88,8 +83,8 @@ def counted(section: Spec) -> Spec:
     return counted_of("candidate", section)
 
 
-def fingerprint(_spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:
-    return engine_fingerprint(inputs, "candidate")
+def fingerprint(spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:
+    return measuring.fingerprint(spec, inputs, "candidate")
 
 
 def preflight(spec: EvaluateSpec, inputs: Inputs) -> Estimate:

@@ -170,36 +170,44 @@ def plan_of(spec: GateSpec, inputs: Inputs) -> GatePlan:
 
     section = inputs.sections["evaluate"]
     assert isinstance(section, EvaluateSpec)
-    _check_tasks(spec, section, inputs.root)
     baseline = inputs.folders.get("baseline")
+    whole = _check_tasks(spec, section, inputs.root)
     if baseline is not None and read_result(baseline) is not None:
-        return plan(spec, _recorded(spec, baseline / RECORDS))
-    return plan(spec, _expected(section, inputs.root))
+        return plan(spec, _recorded(spec, baseline / RECORDS, whole))
+    return plan(spec, _expected(section, inputs.root, whole))
 
 
-def _check_tasks(spec: GateSpec, section: EvaluateSpec, root: Path) -> None:
+def _check_tasks(spec: GateSpec, section: EvaluateSpec, root: Path) -> frozenset[str]:
+    """UsageError for a metric that nobody measures; otherwise the tasks that are asked whole, which are lm-eval's."""
+    from evals.harness.stage import check_metric, names
     from evals.tasks import find_task, read_task
 
-    tasks = [read_task(find_task(name, root)).task for name in section.tasks]
+    whole = names(section, root)
+    tasks = [read_task(find_task(name, root)).task for name in section.tasks] + whole
     for name in spec.metrics:
-        task = name.rpartition(".")[0]
+        task, _, metric = name.rpartition(".")
         if task not in tasks:
             raise UsageError(
                 f"gate.metrics.{name}: evaluate.tasks names no task {task!r}", remedy=did_you_mean(task, tasks)
             )
+        check_metric(section, root, task, metric)
+    return frozenset(whole)
 
 
-def _recorded(spec: GateSpec, folder: Path) -> dict[str, PlannedTask]:
+def _recorded(spec: GateSpec, folder: Path, whole: frozenset[str]) -> dict[str, PlannedTask]:
     from sqtool.gate.plan import PlannedTask
     from sqtool.gate.records import load, task_files
 
     needed = {name.rpartition(".")[0] for name in spec.gated}
     with_fields = any(rule.field != "kind" for rule in spec.slices)
     files = task_files(folder)
-    return {task: PlannedTask(load(files[task], with_fields=with_fields), measured=True) for task in sorted(needed)}
+    return {
+        task: PlannedTask(load(files[task], with_fields=with_fields), measured=True, asked_whole=task in whole)
+        for task in sorted(needed)
+    }
 
 
-def _expected(section: EvaluateSpec, root: Path) -> dict[str, PlannedTask]:
+def _expected(section: EvaluateSpec, root: Path, whole: frozenset[str]) -> dict[str, PlannedTask]:
     """Stand-ins for the records that the baseline will have."""
     import numpy as np
 
@@ -217,5 +225,5 @@ def _expected(section: EvaluateSpec, root: Path) -> dict[str, PlannedTask]:
             fields=list(facts.fields),
             scores={metric: np.where(applies, 1.0, np.nan) for metric, applies in facts.applies.items()},
         )
-        tasks[name] = PlannedTask(records, measured=False)
+        tasks[name] = PlannedTask(records, measured=False, asked_whole=name in whole)
     return tasks

@@ -15,6 +15,7 @@ from sqtool.stages.contract import Estimate, Inputs
 from sqtool.stages.sections import engine_section
 
 if TYPE_CHECKING:
+    from evals.harness.loading import Loaded
     from evals.tasks import Task
 
 ITEMS_PER_SECOND = 18.0
@@ -24,11 +25,13 @@ DRIFT_TEXTS_PER_SECOND = 20.0
 
 
 def task_files(spec: EvaluateSpec, root: Path) -> list[Path]:
-    """Task files and what they name, and the prose that drift reads."""
+    """Task files and what they name, those of lm-eval's tasks, and the prose that drift reads."""
+    from evals.harness.stage import files as lm_eval_files
     from evals.tasks import find_task
     from evals.tasks import task_files as files_of
 
     files = [file for name in spec.tasks for file in files_of(find_task(name, root), root)]
+    files += lm_eval_files(spec, root)
     if spec.drift is not None and spec.drift.prose is not None:
         prose = root / spec.drift.prose
         if prose.is_file():
@@ -39,6 +42,13 @@ def task_files(spec: EvaluateSpec, root: Path) -> list[Path]:
 
 
 Side = Literal["baseline", "candidate"]
+
+
+def fingerprint(spec: EvaluateSpec, inputs: Inputs, side: Side = "baseline") -> dict[str, Any]:
+    """The engine's, and what lm-eval's tasks are."""
+    from evals.harness.stage import versions
+
+    return {**engine_fingerprint(inputs, side), **versions(spec, inputs.root)}
 
 
 def engine_fingerprint(inputs: Inputs, side: Side = "baseline") -> dict[str, Any]:
@@ -92,18 +102,38 @@ class TaskFacts:
             applies={name: [name in given for given in metrics] for name in task.scorer.metrics},
         )
 
+    @classmethod
+    def of_lm_eval(cls, task: Loaded, limit: int | None) -> TaskFacts:
+        """The facts of a task of lm-eval's, which has no clusters."""
+        from evals.harness.catalogue import metrics_of_every_item
+        from evals.harness.loading import item_id, slice_fields
+
+        docs = task.docs(limit)
+        return cls(
+            path=task.path,
+            ids=[item_id(number, doc) for number, doc in enumerate(docs)],
+            clusters=[None] * len(docs),
+            kinds=[task.name] * len(docs),
+            fields=[slice_fields(doc) for doc in docs],
+            applies={metric: [True] * len(docs) for metric in metrics_of_every_item(task.leaf)},
+        )
+
 
 _known: dict[str, dict[str, TaskFacts]] = {}
 
 
 def item_facts(spec: EvaluateSpec, root: Path) -> dict[str, TaskFacts]:
     """Facts of each task; checking thousands of tool schemas takes seconds, so the stages share it."""
+    from evals.harness.stage import loaded
     from evals.tasks import load_tasks
 
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in task_files(spec, root)]
-    key = canonical_json([states, spec.limit])
+    key = canonical_json([states, spec.limit, spec.lm_eval and spec.lm_eval.model_dump(mode="json")])
     if key not in _known:
-        _known[key] = {task.name: TaskFacts.of(task) for task in load_tasks(spec, root)}
+        tasks = load_tasks(spec, root)
+        found = {task.name: TaskFacts.of(task) for task in tasks}
+        others = loaded(spec, root, {task.name: task.path for task in tasks})
+        _known[key] = found | {task.name: TaskFacts.of_lm_eval(task, limit) for task, limit in others}
     return _known[key]
 
 

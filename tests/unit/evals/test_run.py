@@ -219,15 +219,15 @@ def test_averaged_records() -> None:
     assert averaged([row(1, None)] * 2)["failure"] is None
 
 
-def test_what_was_said_covers_every_sample_and_probability() -> None:
+def test_what_was_said_covers_every_sample_and_what_probabilities_decided() -> None:
     first = {"output": {"text": "a", "completion_tokens": 3}}
     assert said(first) == said({"output": {"text": "a", "completion_tokens": 9}})
     assert said({**first, "outputs": [first["output"], {"text": "b"}]}) != said(
         {**first, "outputs": [first["output"], {"text": "c"}]}
     )
-    assert said({"output": {"text": "", "loglikelihoods": [1]}}) != said(
-        {"output": {"text": "", "loglikelihoods": [2]}}
-    )
+    decided = {"output": {"text": "", "loglikelihoods": [1]}, "scores": {"acc": 1.0}}
+    assert said(decided) == said({**decided, "output": {"text": "", "loglikelihoods": [1.0000001]}})
+    assert said(decided) != said({**decided, "scores": {"acc": 0.0}})
     assert said({"output": "text of another program"}) == ["text of another program"]
 
 
