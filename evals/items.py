@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sqtool.errors import DataError, did_you_mean
 from sqtool.files import canonical_json, read_jsonl, sha256_text
+
+_T = TypeVar("_T")
 
 
 class _Strict(BaseModel):
@@ -175,7 +177,7 @@ def load_items(path: Path, *, check: Check | None = None, slices: Sequence[str] 
     return items
 
 
-def take(items: Sequence[Item], limit: int | None) -> list[Item]:
+def take(items: Sequence[_T], limit: int | None) -> list[_T]:
     """`limit` items spread evenly over the sequence (all when None or more than there are); order kept."""
     if limit is None or limit >= len(items):
         return list(items)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,6 +35,7 @@ def evaluate(
     seed: int = 0,
     resume_from: Path | None = None,
     watch: Watch | None = None,
+    probe: Callable[[Endpoint], None] | None = None,
 ) -> dict[str, Any]:
     """Answer and score all tasks with `model` in a vLLM server; returns and writes (`out/evaluation.json`)
 
@@ -46,7 +47,7 @@ def evaluate(
     `resume_from` is the `out` of an interrupted run (it may be this `out`): answers that it kept under the same
     conditions are not asked for again. `seconds` counts the asking only, not the engine's start. A `watch` may end a
     task or the whole evaluation early (see `evals.watching`); `n` of the task's `of` items then have records, and
-    tasks that were not begun are absent.
+    tasks that were not begun are absent. `probe` may ask the server whatever else is wanted of it, last of all.
 
     Raises `DataError` or `UsageError` before anything is started when a task or an item is wrong, `EngineError` when
     the engine does not start, dies or does not answer. Then no record file of the task at hand exists, only its part.
@@ -69,6 +70,8 @@ def evaluate(
             )
             if decision == "all":
                 break
+        if probe is not None:
+            probe(endpoint)
         summary = {"engine": server.facts(), "tasks": results, "stopped": dict(watch.why) if watch else {}}
     write_json(out / "evaluation.json", summary)
     return summary

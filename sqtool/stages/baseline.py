@@ -16,7 +16,8 @@ RECORDS = "records"
 
 def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
     """Evaluate the baseline into `out`, then keep its states for drift in `out/states`."""
-    from evals.drift import baseline_states
+    from evals.drift import baseline_states, texts_of
+    from evals.engine_check import probe
     from evals.run import evaluate
 
     summary = evaluate(
@@ -28,6 +29,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
         progress=inputs.progress,
         seed=inputs.seed,
         resume_from=inputs.earlier,
+        probe=probe(spec, lambda: texts_of(spec, inputs.model, inputs.root, out / RECORDS), out, inputs.progress),
     )
     if spec.drift is not None:
         states = out / STATES
