@@ -42,7 +42,8 @@ def _drift_spec(spec: EvaluateSpec) -> DriftSpec:
 
 
 def texts_of(spec: EvaluateSpec, model: Path, root: Path, answers: Path | None = None) -> list[Text]:
-    """The texts that drift compares, under the model's chat template, longest first (see `evals.texts.load_texts`)."""
+    """The texts that drift compares, under the model's chat template, longest first. `answers`: records
+    folder of the baseline's evaluation, for items without an expected answer (see `evals.texts.load_texts`)."""
     return load_texts(spec, _drift_spec(spec), loading.tokenizer(model), root, answers)
 
 
@@ -68,16 +69,14 @@ def baseline_states(
     spec: EvaluateSpec,
     *,
     model: Path,
-    root: Path,
+    texts: Sequence[Text],
     out: Path,
     progress: Progress = SILENT,
-    answers: Path | None = None,
 ) -> dict[str, Any]:
-    """Keep the baseline's final hidden states (after the final norm) for the texts of `texts_of`.
+    """Keep the baseline's final hidden states (after the final norm) for these texts (see `texts_of`).
 
     Writes `out/batch-NNNN.safetensors` (`hidden` [positions, hidden size] in the type of the forward pass, so nothing
     is lost, and `tokens`), `out/head.safetensors` (the output layer) and, last, `out/states.json` (texts, batches).
-    `answers`: records folder of the baseline's evaluation, for items without an expected answer.
     Returns {"texts", "positions", "answer_positions", "bytes"}.
     """
     import torch
@@ -85,7 +84,6 @@ def baseline_states(
 
     wanted = _drift_spec(spec)
     device = loading.device(wanted.device)
-    texts = texts_of(spec, model, root, answers)
     groups = batches(texts, wanted.batch_tokens)
     total = sum(len(text.tokens) for text in texts)
     size = 0
@@ -265,9 +263,8 @@ class _Pair:
                 if (ids[part, 0] >= 0).any():
                     logits = torch.log_softmax({"baseline": base, "candidate": cand}[side], -1)
                     picked = logits.gather(-1, torch.from_numpy(ids[part]).clamp(0).to(logits.device))
-                    # The engine's most likely token is ours too when none is above it here.
-                    same = picked[:, 1] == logits.amax(-1)
-                    self.checks[side].add(ids[part], engine[part], picked.cpu().numpy(), same.cpu().numpy())
+                    best = logits.amax(-1)
+                    self.checks[side].add(ids[part], engine[part], picked.cpu().numpy(), best.cpu().numpy())
             rows = compare(base, cand, targets[part])
             table = [rows.kl, rows.agree.float(), rows.nll_baseline, rows.nll_candidate]
             out.append(torch.stack(table, -1).cpu().numpy())

@@ -110,7 +110,11 @@ class DriftCheckSpec(Spec):
         "in nats.",
     )
     min_top1: float = Field(
-        default=0.97, ge=0, le=1, description="Least share of positions where both have the same most likely token."
+        default=0.99,
+        ge=0,
+        le=1,
+        description="Least share of positions where the engine's most likely token is, within the tolerance, also the "
+        "most likely in transformers.",
     )
 
 

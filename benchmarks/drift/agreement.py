@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.drift.pair import ROOT, TARGET
 from evals.client import Endpoint
-from evals.drift import baseline_states, drift, kept_texts
+from evals.drift import baseline_states, drift, kept_texts, texts_of
 from evals.engine_check import probe
 from evals.server import VllmServer
 from evals.spec import EngineSpec, EvaluateSpec
@@ -34,13 +34,24 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", type=Path)
     args = parser.parse_args()
     spec = EvaluateSpec()
-    head = ("checkpoint", "texts", "positions", "p50", "p99", "max", "top-k p99", "same top token", "passed")
+    head = (
+        "checkpoint",
+        "texts",
+        "positions",
+        "p50",
+        "p99",
+        "max",
+        "top-k p99",
+        "same top token",
+        "top token near",
+        "passed",
+    )
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         states = folder / "states"
         states.mkdir()
-        baseline_states(spec, model=TARGET, root=ROOT, out=states)
+        baseline_states(spec, model=TARGET, texts=texts_of(spec, TARGET, ROOT), out=states)
         ask(spec, TARGET, states, folder / "baseline")
         for number, checkpoint in enumerate(args.checkpoints):
             out = folder / str(number)
@@ -53,6 +64,7 @@ def main() -> None:
                 print(
                     f"| {label} | {c['texts']} | {c['positions']} | {c['logprob_p50']:.4f} | {c['logprob_p99']:.4f} | "
                     f"{c['logprob_max']:.3f} | {c['top_k_p99']:.4f} | {100 * c['top1_agreement']:.2f} % | "
+                    f"{100 * c['top1_near']:.2f} % | "
                     f"{c['passed']} |",
                     flush=True,
                 )

@@ -51,7 +51,7 @@ def _engine_notes(check: Mapping[str, Any] | None) -> list[str]:
         else:
             said.append(
                 f"{side}: log-probabilities differ by at most {value(found['logprob_p99'], 3)} nats at 99 % of "
-                f"{found['positions']} positions, same top token at {100 * found['top1_agreement']:.2f} %"
+                f"{found['positions']} positions, top token near at {100 * found['top1_near']:.2f} %"
             )
     words = {True: "The engine computes the same", False: "NOT COMPARABLE WITH THE ENGINE", None: "Not checked"}
     return [f"{words[check['comparable']]} ({'; '.join(said)})."]

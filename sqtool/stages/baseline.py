@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evals.spec import EvaluateSpec
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.measuring import engine_fingerprint, engine_preflight, evaluation_estimate, task_files
 from sqtool.stages.sections import engine_section
+
+if TYPE_CHECKING:
+    from evals.texts import Text
 
 STATES = "states"
 RECORDS = "records"
@@ -20,6 +24,11 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
     from evals.engine_check import probe
     from evals.run import evaluate
 
+    @cache
+    def texts() -> list[Text]:
+        # The baseline's own answers stand in for expected ones, so its records must be there.
+        return texts_of(spec, inputs.model, inputs.root, out / RECORDS)
+
     summary = evaluate(
         spec,
         engine_section(inputs),
@@ -29,14 +38,12 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
         progress=inputs.progress,
         seed=inputs.seed,
         resume_from=inputs.earlier,
-        probe=probe(spec, lambda: texts_of(spec, inputs.model, inputs.root, out / RECORDS), out, inputs.progress),
+        probe=probe(spec, texts, out, inputs.progress),
     )
     if spec.drift is not None:
         states = out / STATES
         states.mkdir()
-        kept = baseline_states(
-            spec, model=inputs.model, root=inputs.root, out=states, progress=inputs.progress, answers=out / RECORDS
-        )
+        kept = baseline_states(spec, model=inputs.model, texts=texts(), out=states, progress=inputs.progress)
         summary = {**summary, "states": kept}
     return StageResult(summary)
 

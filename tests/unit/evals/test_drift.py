@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evals.drift import baseline_states, drift, kept_texts
+from evals.drift import baseline_states, drift, kept_texts, texts_of
 from evals.items import Item
 from evals.spec import DriftSpec, EvaluateSpec
 from evals.texts import Text, batches, render, round_robin
@@ -84,7 +84,7 @@ def _both(project: Path, base: Path, candidate: Path, **changes: Any) -> tuple[d
     spec, states, out = _spec(**changes), project / "states", project / "out"
     states.mkdir(exist_ok=True)
     out.mkdir(exist_ok=True)
-    baseline_states(spec, model=base, root=project, out=states)
+    baseline_states(spec, model=base, texts=texts_of(spec, base, project), out=states)
     return drift(spec, baseline=base, candidate=candidate, states=states, out=out), states
 
 
@@ -178,14 +178,14 @@ def test_another_vocabulary_is_refused(project: Path, base: Path, tmp_path: Path
 
 def test_what_cannot_be_done_is_said(project: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="drift: null"):
-        baseline_states(EvaluateSpec(drift=None), model=base, root=project, out=tmp_path)
+        baseline_states(EvaluateSpec(drift=None), model=base, texts=[], out=tmp_path)
     with pytest.raises(DataError, match=r"nowhere\.jsonl"):
-        baseline_states(_spec(prose="nowhere.jsonl"), model=base, root=project, out=tmp_path)
+        texts_of(_spec(prose="nowhere.jsonl"), base, project)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text('{"model_type": "nothing"}')
     states = tmp_path / "s"
     states.mkdir()
-    baseline_states(_spec(), model=base, root=project, out=states)
+    baseline_states(_spec(), model=base, texts=texts_of(_spec(), base, project), out=states)
     with pytest.raises(InfrastructureError, match="cannot load"):
         drift(_spec(), baseline=base, candidate=tmp_path / "empty", states=states, out=tmp_path)
 

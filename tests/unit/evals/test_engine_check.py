@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from evals.client import Endpoint, Limits
-from evals.drift import baseline_states, drift, kept_texts
+from evals.drift import baseline_states, drift, kept_texts, texts_of
 from evals.engine_check import FILE, EngineCheck, engine_logprobs, probe
 from evals.spec import DriftCheckSpec, DriftSpec, EvaluateSpec
 from evals.texts import Text
@@ -122,14 +122,15 @@ def test_only_the_first_tokens_of_some_texts_are_asked(serve: Callable[[Any], En
 def add(check: EngineCheck, gap: float, same: float, n: int = 1000) -> dict[str, Any]:
     ids = np.zeros((n, 3), dtype=np.int64)
     engine = np.full((n, 3), -1.0, dtype=np.float32)
-    check.add(ids, engine, engine + np.float32(gap), np.arange(n) < same * n)
+    ours = engine + np.float32(gap)
+    check.add(ids, engine, ours, ours[:, 1] + np.where(np.arange(n) < same * n, 0.0, 0.5).astype(np.float32))
     return check.summary(DriftCheckSpec(tolerance=0.2, min_top1=0.97))
 
 
 def test_the_tolerance_decides(tmp_path: Path) -> None:
     good = add(EngineCheck(tmp_path / "x"), 0.1, 0.98)
     assert good["passed"] is True
-    assert (good["positions"], good["top1_agreement"]) == (1000, 0.98)
+    assert (good["positions"], good["top1_agreement"], good["top1_near"]) == (1000, 0.98, 0.98)
     assert good["logprob_p99"] == good["logprob_max"] == pytest.approx(0.1, abs=1e-6)
     assert add(EngineCheck(tmp_path / "x"), 0.3, 0.98)["passed"] is False
     assert add(EngineCheck(tmp_path / "x"), 0.1, 0.96)["passed"] is False
@@ -155,7 +156,8 @@ def test_drift_says_whether_it_is_comparable(wrong: str, tmp_path: Path, write_j
     other = save_model(tmp_path / "other", seed=9, dtype="float32")
     states = tmp_path / "states"
     states.mkdir()
-    baseline_states(spec, model=folders["baseline"], root=tmp_path, out=states)
+    texts = texts_of(spec, folders["baseline"], tmp_path)
+    baseline_states(spec, model=folders["baseline"], texts=texts, out=states)
     engine = {}
     for side, folder in folders.items():
         engine[side] = tmp_path / f"served-{side}"

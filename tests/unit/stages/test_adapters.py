@@ -135,6 +135,7 @@ def test_baseline_and_evaluate(double: Callable[..., Double], inputs: Inputs, tm
     states = double("evals.drift:baseline_states", {"texts": 1})
     drift = double("evals.drift:drift", {"texts": 1})
     double("evals.drift:kept_texts", [])
+    rendered = double("evals.drift:texts_of", [])
     changed = double("evals.flips:compare_records", {"t": {}})
     (tmp_path / "evals/tasks").mkdir(parents=True)
     (tmp_path / "evals/tasks/t.yaml").write_text(
@@ -145,6 +146,7 @@ def test_baseline_and_evaluate(double: Callable[..., Double], inputs: Inputs, tm
     assert baseline.run(spec, inputs, out).summary == {"tasks": {}, "states": {"texts": 1}}
     assert asked.arguments["model"] == inputs.model
     assert states.arguments["out"] == out / "states"
+    assert rendered.arguments["answers"] == out / "records"
     assert callable(asked.arguments["probe"])
     summary = evaluate.run(spec, inputs, out).summary
     assert asked.arguments["model"] == inputs.candidate

@@ -1,0 +1,85 @@
+"""Peak memory of drift for N, 4 N and 16 N tokens.
+
+    python -m benchmarks.drift.memory --candidate CHECKPOINT [--tokens 10000]
+
+Each size runs in a process of its own: its peak resident memory (VmHWM, Linux), before (libraries and the reference
+texts loaded, a few of them compared) and at the end. The texts are the reference tasks', again and again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.drift.pair import ROOT, TARGET
+
+
+def peak() -> float:
+    """Largest resident memory of this process so far, MB."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("no VmHWM: this needs Linux")
+
+
+def one(candidate: Path, tokens: int, *, side: str) -> None:
+    """Run one side over about `tokens` tokens and print tokens, peak before, peak after."""
+    import torch
+
+    from evals.drift import baseline_states, drift, texts_of
+    from evals.spec import DriftSpec, EvaluateSpec
+    from evals.texts import Text
+
+    torch.set_num_threads(1)
+    spec = EvaluateSpec(drift=DriftSpec(items=64, prose_items=16))
+    texts = texts_of(spec, TARGET, ROOT)
+
+    def many(wanted: int) -> list[Text]:
+        copies = -(-wanted // sum(len(text.tokens) for text in texts))
+        return [replace(text, id=f"{text.id}-{n}") for text in texts for n in range(copies)]
+
+    def run(which: list[Text], folder: Path) -> float:
+        (folder / "states").mkdir(parents=True)
+        baseline_states(spec, model=TARGET, texts=which, out=folder / "states")
+        after = peak()
+        if side == "candidate":
+            drift(spec, baseline=TARGET, candidate=candidate, states=folder / "states", out=folder)
+            after = peak()
+        return after
+
+    with tempfile.TemporaryDirectory() as name:
+        some = texts[:: max(1, len(texts) // 4)]
+        before = run(some, Path(name) / "warm")
+        which = many(tokens)
+        print(sum(len(text.tokens) for text in which), before, run(which, Path(name) / "run"), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--candidate", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=10_000)
+    parser.add_argument("--one", choices=("baseline", "candidate"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        one(args.candidate, args.tokens, side=args.one)
+        return
+    print("| side | tokens | peak after a few texts, MB | peak at the end, MB |\n|---|---|---|---|")
+    ends: dict[str, list[float]] = {}
+    for side in ("baseline", "candidate"):
+        for factor in (1, 4, 16):
+            command = [sys.executable, "-m", "benchmarks.drift.memory", "--candidate", str(args.candidate)]
+            command += ["--tokens", str(args.tokens * factor), "--one", side]
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            tokens, before, after = (float(x) for x in said.split()[-3:])
+            ends.setdefault(side, []).append(after)
+            print(f"| {side} | {tokens:.0f} | {before:.0f} | {after:.0f} |", flush=True)
+    for side, (first, *_, last) in ends.items():
+        print(f"{side}: 16 times the tokens, {last / first:.3f} times the peak memory ({last - first:+.0f} MB)")
+
+
+if __name__ == "__main__":
+    main()
