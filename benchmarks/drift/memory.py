@@ -1,14 +1,20 @@
 """Peak memory of drift for N, 4 N and 16 N tokens.
 
-    python -m benchmarks.drift.memory --candidate CHECKPOINT [--tokens 10000]
+    python -m benchmarks.drift.memory --candidate CHECKPOINT [--items 24]
 
 Each size runs in a process of its own: its peak resident memory (VmHWM, Linux), before (libraries and the reference
 texts loaded, a few of them compared) and at the end. The texts are the reference tasks', again and again.
+
+glibc keeps freed blocks of up to 32 MB in its heap, which fragments the more, the more batches of different shapes there
+were. So every size is run with the allocator as it is, and once more with a fixed threshold from which on blocks go back
+to the system (MALLOC_MMAP_THRESHOLD_, 1 MB), which shows what drift itself holds.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,8 +32,8 @@ def peak() -> float:
     raise RuntimeError("no VmHWM: this needs Linux")
 
 
-def one(candidate: Path, tokens: int, *, side: str) -> None:
-    """Run one side over about `tokens` tokens and print tokens, peak before, peak after."""
+def one(candidate: Path, items: int, copies: int, *, side: str) -> None:
+    """Run one side over so many copies of the texts and print tokens, peak before, peak after."""
     import torch
 
     from evals.drift import baseline_states, drift, texts_of
@@ -35,12 +41,8 @@ def one(candidate: Path, tokens: int, *, side: str) -> None:
     from evals.texts import Text
 
     torch.set_num_threads(1)
-    spec = EvaluateSpec(drift=DriftSpec(items=64, prose_items=16))
+    spec = EvaluateSpec(drift=DriftSpec(items=items, prose_items=items // 4))
     texts = texts_of(spec, TARGET, ROOT)
-
-    def many(wanted: int) -> list[Text]:
-        copies = -(-wanted // sum(len(text.tokens) for text in texts))
-        return [replace(text, id=f"{text.id}-{n}") for text in texts for n in range(copies)]
 
     def run(which: list[Text], folder: Path) -> float:
         (folder / "states").mkdir(parents=True)
@@ -54,31 +56,33 @@ def one(candidate: Path, tokens: int, *, side: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         some = texts[:: max(1, len(texts) // 4)]
         before = run(some, Path(name) / "warm")
-        which = many(tokens)
+        which = [replace(text, id=f"{text.id}-{n}") for text in texts for n in range(copies)]
         print(sum(len(text.tokens) for text in which), before, run(which, Path(name) / "run"), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidate", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=10_000)
+    parser.add_argument("--items", type=int, default=24)
     parser.add_argument("--one", choices=("baseline", "candidate"), help=argparse.SUPPRESS)
+    parser.add_argument("--copies", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        one(args.candidate, args.tokens, side=args.one)
+        one(args.candidate, args.items, args.copies, side=args.one)
         return
-    print("| side | tokens | peak after a few texts, MB | peak at the end, MB |\n|---|---|---|---|")
-    ends: dict[str, list[float]] = {}
-    for side in ("baseline", "candidate"):
-        for factor in (1, 4, 16):
+    print("| side | allocator | tokens | peak after a few texts, MB | peak at the end, MB |\n|---|---|---|---|---|")
+    ends: dict[tuple[str, str], list[float]] = {}
+    allocators = {"as it is": {}, "fixed threshold": {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}}
+    for side, (name, extra) in itertools.product(("baseline", "candidate"), allocators.items()):
+        for copies in (1, 4, 16):
             command = [sys.executable, "-m", "benchmarks.drift.memory", "--candidate", str(args.candidate)]
-            command += ["--tokens", str(args.tokens * factor), "--one", side]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            tokens, before, after = (float(x) for x in said.split()[-3:])
-            ends.setdefault(side, []).append(after)
-            print(f"| {side} | {tokens:.0f} | {before:.0f} | {after:.0f} |", flush=True)
-    for side, (first, *_, last) in ends.items():
-        print(f"{side}: 16 times the tokens, {last / first:.3f} times the peak memory ({last - first:+.0f} MB)")
+            command += ["--items", str(args.items), "--copies", str(copies), "--one", side]
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **extra})
+            tokens, before, after = (float(x) for x in done.stdout.split()[-3:])
+            ends.setdefault((side, name), []).append(after)
+            print(f"| {side} | {name} | {tokens:.0f} | {before:.0f} | {after:.0f} |", flush=True)
+    for (side, name), (first, *_, last) in ends.items():
+        print(f"{side}, {name}: 16 times the tokens, {last / first:.3f} times the peak memory ({last - first:+.0f} MB)")
 
 
 if __name__ == "__main__":

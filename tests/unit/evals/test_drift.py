@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from tests.unit.evals.tiny import save_model
 
 torch = pytest.importorskip("torch")
 
-from evals.heads import check_head, head_of  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from evals.heads import Head, check_head, head_of  # noqa: E402
+from evals.loading import CHECK_TOKENS  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -154,6 +158,86 @@ def test_chunks_and_batches_change_nothing(project: Path, base: Path, near: Path
     large, _ = _both(project, base, near, chunk=100000)
     assert small["all"]["kl_mean"] == pytest.approx(large["all"]["kl_mean"], rel=1e-5)
     assert small["all"]["kl_max"] == pytest.approx(large["all"]["kl_max"], rel=1e-5)
+
+
+def test_a_vocabulary_of_128k_against_float64(project: Path, tmp_path: Path) -> None:
+    """Tolerance: 0.2 % of each figure. Hidden states are the same on both sides of the comparison, in float32."""
+    big = {"vocab_size": 128_256, "hidden_size": 32, "head_dim": 16, "tied": False, "dtype": "float32"}
+    base, cand = (save_model(tmp_path / name, seed=at, **big) for at, name in enumerate(("a", "b")))
+    found, states = _both(project, base, cand, items=2, prose=None, dtype="float32", chunk=1024)
+    want = _naive(base, cand, states)
+    for name, value in {
+        "kl_mean": want["kl"].mean(),
+        "kl_p99": np.quantile(want["kl"], 0.99),
+        "kl_max": want["kl"].max(),
+        "perplexity_ratio": np.exp((want["nll_cand"] - want["nll_base"]).mean()),
+    }.items():
+        assert found["all"][name] == pytest.approx(value, rel=2e-3), name
+
+
+def test_logits_of_both_models_never_exist_for_all_tokens(
+    project: Path, base: Path, near: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = []
+    whole = Head.logits
+
+    def counted(self: Head, hidden: Any) -> Any:
+        rows.append(len(hidden))
+        return whole(self, hidden)
+
+    monkeypatch.setattr(Head, "logits", counted)
+    found, _ = _both(project, base, near, chunk=16)
+    compared = [count for count in rows if count != CHECK_TOKENS]  # two of those check the output layers
+    assert max(compared) <= 16
+    assert sum(compared) >= 2 * found["all"]["positions"] - CHECK_TOKENS
+
+
+def test_states_are_kept_as_they_are_and_say_what_they_weigh(project: Path, base: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    spec, states = _spec(), project / "states"
+    states.mkdir()
+    texts = texts_of(spec, base, project)
+    kept = baseline_states(spec, model=base, texts=texts, out=states)
+    assert kept["bytes"] == kept["positions"] * 128 * 2, "hidden size 128, two bytes each"
+    on_disk = sum(path.stat().st_size for path in states.glob("batch-*"))
+    assert on_disk <= kept["bytes"] + 4 * (kept["positions"] + len(texts)) + 1000 * len(list(states.glob("batch-*")))
+    assert [list(text.tokens) for text in kept_texts(states)] == [list(text.tokens) for text in texts]
+    assert [text.fields for text in kept_texts(states)] == [text.fields for text in texts]
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="bfloat16").eval()
+    group = batches(texts, 600)[0]
+    rows = torch.zeros(len(group), len(group[0].tokens), dtype=torch.long)
+    for row, text in zip(rows, group, strict=True):
+        row[: len(text.tokens)] = torch.tensor(list(text.tokens))
+    with torch.inference_mode():
+        want = model.model(rows).last_hidden_state
+    want = torch.cat([row[: len(text.tokens) - 1] for row, text in zip(want, group, strict=True)])
+    assert torch.equal(load_file(states / "batch-0000.safetensors")["hidden"], want)
+
+
+def test_one_baseline_serves_every_candidate(project: Path, base: Path, near: Path) -> None:
+    first, states = _both(project, base, near)
+    before = {path.name: path.stat().st_mtime_ns for path in states.iterdir()}
+    for candidate in (base, near):
+        again = drift(_spec(), baseline=Path("gone"), candidate=candidate, states=states, out=project / "out")
+    assert again == first
+    assert {path.name: path.stat().st_mtime_ns for path in states.iterdir()} == before
+
+
+def test_slices_and_layers(project: Path, base: Path, near: Path) -> None:
+    found, _ = _both(project, base, near)
+    slices = found["slices"]
+    assert {"prompt_tokens", "position", "n_tools"} <= set(slices)
+    for name in ("prompt_tokens", "position", "n_tools"):
+        assert sum(part["all"]["positions"] for part in slices[name].values()) == found["all"]["positions"], name
+    weighted = sum(p["all"]["kl_mean"] * p["all"]["positions"] for p in slices["position"].values())
+    assert weighted / found["all"]["positions"] == pytest.approx(found["all"]["kl_mean"], rel=1e-9)
+    layers = [json.loads(line) for line in (project / "out" / "layers.jsonl").read_text().splitlines()]
+    assert [layer["name"] for layer in layers] == ["model.layers.0", "model.layers.1"]
+    for layer in layers:
+        assert layer["relative_error"] > 0
+        assert layer["activation_max"] == pytest.approx(layer["baseline_activation_max"], rel=0.2)
+    assert found["stability"]["activation_max"] == max(layer["activation_max"] for layer in layers)
 
 
 def test_a_broken_candidate_is_counted_not_averaged(project: Path, base: Path, tmp_path: Path) -> None:
