@@ -93,7 +93,7 @@ class Monitor:
                 if quantized.dynamic is False and hasattr(module, "input_scale"):
                     share = self._layers[name].fp8.setdefault(inner, _Share())
                     self._hooks.append(module.register_forward_pre_hook(self._input(share)))
-                else:
+                elif quantized.dynamic:  # what is left are attention modules with a quantized KV cache
                     self._layers[name].dynamic = True
         for attention, scales in kv_scales.items():
             inside = next((layer for layer, _ in modules if attention.startswith(f"{layer}.")), None)

@@ -112,6 +112,23 @@ def test_dynamic_fp8_has_none_by_construction() -> None:
     assert "fp8_worst" not in row
 
 
+def test_a_quantized_kv_cache_alone_is_no_fp8_layer() -> None:
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+
+    network = model()
+    cache = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
+    config = {"config_groups": {}, "kv_cache_scheme": cache, "quant_method": "compressed-tensors"}
+    apply_quantization_config(network, QuantizationConfig.model_validate(config))
+    name = "model.layers.1.self_attn"
+    for layer in network.model.layers:
+        layer.self_attn.k_scale.data.fill_(1.0)
+        layer.self_attn.v_scale.data.fill_(1.0)
+    rows = seen(network, {name: {"k": torch.tensor([1e-9]), "v": torch.tensor([1.0])}})
+    assert "fp8_saturation" not in rows["model.layers.1"]
+    assert rows["model.layers.1"]["k_saturation"] == 1.0, "seen before it is quantized with the scale in the model"
+    assert rows["model.layers.1"]["v_saturation"] == 0.0
+
+
 def test_kv_saturation_is_of_rotated_keys_and_by_the_checkpoints_scales(tmp_path: Path) -> None:
     from safetensors.torch import save_file
     from transformers import DynamicCache
