@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,6 +13,8 @@ from evals.rows import Row, Rows, jsonl_rows
 from evals.schemas import schema_problem
 from sqtool.errors import DataError, did_you_mean
 from sqtool.files import canonical_json, sha256_text
+
+_T = TypeVar("_T")
 
 
 class _Strict(BaseModel):
@@ -241,7 +243,7 @@ def _spread(of: int, limit: int) -> list[int]:
     return [i * of // limit for i in range(limit)]
 
 
-def take(items: Sequence[Item], limit: int | None) -> list[Item]:
+def take(items: Sequence[_T], limit: int | None) -> list[_T]:
     """`limit` items spread evenly over the sequence (all when None or more than there are); order kept."""
     if limit is None or limit >= len(items):
         return list(items)

@@ -6,12 +6,13 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from evals.client import Endpoint
 from evals.engines import open_engine
 from evals.engines.base import Engine, Limits, Question
 from evals.harness.stage import ask_lm_eval
@@ -40,6 +41,7 @@ def evaluate(
     seed: int = 0,
     resume_from: Path | None = None,
     watch: Watch | None = None,
+    probe: Callable[[Endpoint], None] | None = None,
 ) -> dict[str, Any]:
     """Answer and score all tasks with `model` in the engine; returns and writes (`out/evaluation.json`)
 
@@ -55,7 +57,8 @@ def evaluate(
     run (it may be this `out`): answers that it kept under the same conditions are not asked for again. `seconds` counts
     the asking only, not the engine's start. A `watch` may end a task or the whole evaluation early (see
     `evals.watching`); `n` of the task's `of` items then have records, and tasks that were not begun are absent.
-    lm-eval's tasks come last, each whole (see `evals.harness.run`).
+    lm-eval's tasks come last, each whole (see `evals.harness.run`). `probe` may ask the server
+    whatever else is wanted of it, last of all; in process there is none to ask.
 
     Raises `DataError` or `UsageError` before anything is started when a task or an item is wrong, `EngineError` when
     the engine does not start, dies or does not answer. Then no record file of the task at hand exists, only its part.
@@ -101,6 +104,8 @@ def evaluate(
         for task in as_served(spec, tasks) if decision != "all" else ():
             earlier = None if resume_from is None else resume_from / AS_SERVED
             served[task.name], _ = run(task, out / AS_SERVED, earlier, None)
+        if probe is not None and answering.endpoint is not None:
+            probe(answering.endpoint)
         facts = answering.facts()
     stopped = dict(watch.why) if watch else {}
     summary = {"engine": facts, "tasks": results, "stopped": stopped, AS_SERVED: served}

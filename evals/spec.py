@@ -237,6 +237,30 @@ class AsServedSpec(Spec):
     items: int = Field(default=100, gt=0, description="Items that are asked in that way, spread over all tasks.")
 
 
+class DriftCheckSpec(Spec):
+    """Drift is computed with transformers; this asks the serving engine for the same log-probabilities. Where the two
+    disagree by more than the tolerance, drift is shown as not comparable with the engine; nothing is refused for it."""
+
+    items: int = Field(default=50, gt=0, description="Texts that the engine is asked, evenly over those of drift.")
+    top_k: int = Field(
+        default=5, gt=0, le=20, description="Most likely tokens compared at each position, beside the one that follows."
+    )
+    max_length: int = Field(default=512, gt=1, description="Tokens of each text that are asked (its first ones).")
+    tolerance: float = Field(
+        default=0.25,
+        gt=0,
+        description="Largest 99th percentile of the absolute difference in log-probability of the token that follows, "
+        "in nats.",
+    )
+    min_top1: float = Field(
+        default=0.99,
+        ge=0,
+        le=1,
+        description="Least share of positions where the engine's most likely token is, within the tolerance, also the "
+        "most likely in transformers.",
+    )
+
+
 class DriftSpec(Spec):
     """How far the candidate's next-token distributions are from the baseline's (diagnostic; scores decide)."""
 
@@ -260,6 +284,10 @@ class DriftSpec(Spec):
         "where bfloat16 is several times slower.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the forward passes run.")
+    check: DriftCheckSpec | None = Field(
+        default_factory=lambda: DriftCheckSpec(),
+        description="Whether transformers and the engine agree on the same tokens; null leaves that unknown.",
+    )
 
 
 class ControlSpec(Spec):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sqtool.errors import DataError
-from sqtool.report.numbers import percent, size, span, value
+from sqtool.report.numbers import percent, size, span
 from sqtool.runfolder import RunFolder
 
 AS_STORED = "as stored"
@@ -70,6 +70,7 @@ class Facts:
     coverage_table: Table | None = None
     as_served: Table | None = None
     drift: Table | None = None
+    changes: Table | None = None
     arms: Table | None = None
     acceptance: Table | None = None
     speculation: list[str] = field(default_factory=list)
@@ -86,6 +87,7 @@ class Facts:
 
 def collect(path: Path) -> Facts:
     """The facts of the run in folder `path`; `DataError` when it has no readable run.json."""
+    from sqtool.report.drift import add_changes, add_drift
     from sqtool.report.failures import add_failures
     from sqtool.report.speculation import add_speculation
     from sqtool.report.verdict import add_verdict
@@ -110,7 +112,8 @@ def collect(path: Path) -> Facts:
         "quantize": lambda: _add_saves(facts, results.get("quantize")),
         "calibrate": lambda: _add_coverage(facts, state, folders.get("calibrate"), folder.failed("calibrate")),
         "as served": lambda: _add_as_served(facts, results),
-        "drift": lambda: _add_drift(facts, results.get("evaluate", {}).get("drift")),
+        "drift": lambda: add_drift(facts, results.get("evaluate", {}).get("drift")),
+        "changes": lambda: add_changes(facts, results.get("evaluate", {}).get("changes")),
         "engine": lambda: _add_measured(facts, results),
         "release": lambda: _add_release(facts, results.get("release"), results.get("gate", {}).get("outcome")),
     }
@@ -195,34 +198,6 @@ def _add_as_served(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> No
     if rows:
         notes = ("Asked as a client does that trusts the server's sampling parameters. These scores decide nothing.",)
         facts.as_served = Table(("metric", "baseline", "candidate", "items"), tuple(rows), notes)
-
-
-def _add_drift(facts: Facts, drift: Mapping[str, Any] | None) -> None:
-    if not drift:
-        return
-    groups = [("all tokens", drift.get("all")), ("answer tokens", drift.get("answers"))]
-    groups += [(f"answers, {kind}", part.get("answers")) for kind, part in drift.get("by_kind", {}).items()]
-    rows = []
-    for name, part in groups:
-        if not part or "kl_mean" not in part:
-            continue
-        rows.append(
-            (
-                name,
-                str(part["positions"]),
-                value(part["kl_mean"], 5),
-                value(part["kl_p99"], 4),
-                value(part["kl_max"], 3),
-                f"{100 * part['top1_agreement']:.2f} %",
-                value(part["perplexity_ratio"], 4),
-            )
-        )
-    notes = [f"Measured with {drift.get('path')} on {drift.get('device')}, {drift.get('texts')} texts; KL in nats."]
-    broken = sum(int(part.get("non_finite", 0)) for _, part in groups[:1] if part)
-    if broken:
-        notes.append(f"{broken} positions gave NaN or infinity and are left out.")
-    headers = ("where", "positions", "mean KL", "p99 KL", "max KL", "same top token", "perplexity ratio")
-    facts.drift = Table(headers, tuple(rows), tuple(notes))
 
 
 def _add_measured(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evals.spec import EvaluateSpec
 from sqtool.spec import Spec
@@ -12,14 +13,23 @@ from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.measuring import counted_of, engine_preflight, evaluation_estimate, task_files
 from sqtool.stages.sections import engine_section
 
+if TYPE_CHECKING:
+    from evals.texts import Text
+
 STATES = "states"
 RECORDS = "records"
 
 
 def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
     """Evaluate the baseline into `out`, then keep its states for drift in `out/states`."""
-    from evals.drift import baseline_states
+    from evals.drift import baseline_states, texts_of
+    from evals.engine_check import probe
     from evals.run import evaluate
+
+    @cache
+    def texts() -> list[Text]:
+        # The baseline's own answers stand in for expected ones, so its records must be there.
+        return texts_of(spec, inputs.model, inputs.root, out / RECORDS)
 
     summary = evaluate(
         spec,
@@ -30,13 +40,12 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
         progress=inputs.progress,
         seed=inputs.seed,
         resume_from=inputs.earlier,
+        probe=probe(spec, texts, out, inputs.progress),
     )
     if spec.drift is not None:
         states = out / STATES
         states.mkdir()
-        kept = baseline_states(
-            spec, model=inputs.model, root=inputs.root, out=states, progress=inputs.progress, answers=out / RECORDS
-        )
+        kept = baseline_states(spec, model=inputs.model, texts=texts(), out=states, progress=inputs.progress)
         summary = {**summary, "states": kept}
     return StageResult(summary)
 

@@ -20,7 +20,9 @@ from sqtool.stages.sections import engine_section, gate_section
 def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
     """Evaluate the candidate into `out`; `candidate_digest` in the summary is what was measured."""
     from evals.config_diff import differences
-    from evals.drift import drift
+    from evals.drift import drift, kept_texts
+    from evals.engine_check import probe
+    from evals.flips import compare_records, encoder
     from evals.run import evaluate
     from sqtool.gate.stopping import Watch
 
@@ -33,7 +35,8 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
             "refuses that unless gate.allow_differences names it"
         )
     gate = gate_section(inputs)
-    watch = None if gate.early_stop == "off" else Watch(gate, inputs.folders["baseline"] / RECORDS)
+    before = inputs.folders["baseline"]
+    watch = None if gate.early_stop == "off" else Watch(gate, before / RECORDS)
     summary = evaluate(
         spec,
         engine_section(inputs).of_side("candidate"),
@@ -44,20 +47,34 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
         seed=inputs.seed,
         resume_from=inputs.earlier,
         watch=watch,
+        probe=probe(spec, lambda: kept_texts(before / STATES), out, inputs.progress),
     )
     summary = {**summary, "candidate_digest": digest, "differences": differ}
     if _short(summary):
         summary["ended_by"] = _rules(gate)
+    sampled = _sampled(spec, inputs.root)
+    summary["changes"] = compare_records(before / RECORDS, out / RECORDS, encoder(inputs.model), sampled)
     if spec.drift is not None:
         summary["drift"] = drift(
             spec,
             baseline=inputs.model,
             candidate=inputs.candidate,
-            states=inputs.folders["baseline"] / STATES,
+            states=before / STATES,
             out=out,
             progress=inputs.progress,
+            engine={"baseline": before, "candidate": out},
         )
     return StageResult(summary)
+
+
+def _sampled(spec: EvaluateSpec, root: Path) -> set[str]:
+    """Tasks whose answers are drawn, so that where two of them differ says nothing."""
+    from evals.tasks import find_task, read_task
+
+    tasks = [read_task(find_task(name, root)) for name in spec.tasks]
+    default = spec.generation.temperature
+    own = {task.task: task.generation.temperature for task in tasks}
+    return {name for name, value in own.items() if (default if value is None else value) > 0}
 
 
 def stale(summary: dict[str, Any], inputs: Inputs) -> str:

@@ -101,6 +101,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr("evals.engine_env.locate", lambda _: VllmEnv(tmp_path, tmp_path / "vllm", "cpu", "0.32.0+cpu"))
     for name in ("baseline", "control", "evaluate"):
         monkeypatch.setattr(f"sqtool.stages.{name}.engine_preflight", lambda *_: None)
+    monkeypatch.setattr("evals.drift.texts_of", lambda *_, **__: [])
     monkeypatch.setattr("evals.drift.baseline_states", lambda *_, **__: {})
     monkeypatch.setattr("evals.drift.drift", lambda *_, **__: {})
     return this

@@ -134,15 +134,28 @@ def test_baseline_and_evaluate(double: Callable[..., Double], inputs: Inputs, tm
     asked = double("evals.run:evaluate", {"tasks": {}})
     states = double("evals.drift:baseline_states", {"texts": 1})
     drift = double("evals.drift:drift", {"texts": 1})
+    double("evals.drift:kept_texts", [])
+    rendered = double("evals.drift:texts_of", [])
+    changed = double("evals.flips:compare_records", {"t": {}})
+    (tmp_path / "evals/tasks").mkdir(parents=True)
+    (tmp_path / "evals/tasks/t.yaml").write_text(
+        "task: drawn\nitems: t.jsonl\nscorer: exact_match\ngeneration: {temperature: 0.5}\n"
+    )
+    spec = EvaluateSpec(tasks=("t",))
     out = out_of(tmp_path)
-    assert baseline.run(EvaluateSpec(), inputs, out).summary == {"tasks": {}, "states": {"texts": 1}}
+    assert baseline.run(spec, inputs, out).summary == {"tasks": {}, "states": {"texts": 1}}
     assert asked.arguments["model"] == inputs.model
     assert states.arguments["out"] == out / "states"
-    summary = evaluate.run(EvaluateSpec(), inputs, out).summary
+    assert rendered.arguments["answers"] == out / "records"
+    assert callable(asked.arguments["probe"])
+    summary = evaluate.run(spec, inputs, out).summary
     assert asked.arguments["model"] == inputs.candidate
     assert drift.arguments["states"] == inputs.folders["baseline"] / "states"
     assert summary["candidate_digest"] == digest_folder(tmp_path / "candidate")
-    assert "drift" not in evaluate.run(EvaluateSpec(drift=None), inputs, out).summary
+    assert drift.arguments["engine"] == {"baseline": inputs.folders["baseline"], "candidate": out}
+    assert (summary["changes"], changed.arguments["sampled"]) == ({"t": {}}, {"drawn"})
+    assert "drift" not in evaluate.run(spec.model_copy(update={"drift": None}), inputs, out).summary
+    assert asked.arguments["probe"] is None
 
 
 def test_evaluate_is_watched_and_says_by_which_rules_it_ended(

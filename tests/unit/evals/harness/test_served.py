@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from evals import client
-from evals.client import Limits
+from evals.engines.base import Limits
 from evals.harness.completions import completion, ranked
 from evals.harness.in_process import InProcess
 from evals.harness.run import run
