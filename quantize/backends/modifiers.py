@@ -1,20 +1,24 @@
 """llm-compressor's modifiers with what sqtool needs added, by subclassing. Import it only inside functions.
 
-Each one reports when a part of the model (a decoder layer) is done. AWQ also gets an activation cache that does not pin
-memory, and fails when the architecture's mappings are unknown instead of quantizing as if nothing had been asked.
+Each one reports when a part of the model (a decoder layer) is done, and shows its layers before and after. AWQ also
+gets an activation cache that does not pin memory, and fails when the architecture's mappings are unknown instead of quantizing as if nothing had been asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from llmcompressor.modifiers import Modifier as LlmModifier
+from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
 
+from quantize.backends.cache_watch import CacheWatch
+from quantize.backends.layer_watch import LayerWatch
 from quantize.methods.base import Modifier
 from sqtool.errors import UsageError
 
@@ -65,19 +69,54 @@ def _no_mappings(method: str, model: Any) -> UsageError:
 OURS: dict[type, Any] = {AWQModifier: Awq, SmoothQuantModifier: SmoothQuant}
 
 
-def build(modifier: Modifier, advance: Callable[[], None]) -> LlmModifier:
-    """The modifier that `modifier` names, reporting to `advance` once for each part of the model that it finished."""
+@dataclass
+class Watches:
+    """Who is told how the work goes on."""
+
+    layers: LayerWatch
+    cache: CacheWatch = field(default_factory=CacheWatch)
+    cache_lines: list[dict[str, Any]] = field(default_factory=list)
+    advance: Callable[[], None] = lambda: None
+
+
+def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
+    """The modifier that `modifier` names, for the recipe's `method`.
+
+    It tells `watches` of each layer that it rounds, and calls `watches.advance` once for each part of the model.
+    """
     module, _, attribute = modifier.target.partition(":")
     named = getattr(import_module(module), attribute)
     base = OURS.get(named, named)
+    cache = "kv_cache_scheme" in modifier.arguments
 
-    def on_sequential_epoch_end(self: Any, state: Any, event: Any, **kwargs: Any) -> None:
-        base.on_sequential_epoch_end(self, state, event, **kwargs)
-        advance()
+    def on_calibration_start(self: Any, state: Any, event: Any, **kwargs: Any) -> None:
+        base.on_calibration_start(self, state, event, **kwargs)
+        watches.layers.start(state.model)
+        if cache:
+            watches.cache.start(state.model)
 
-    # A plain subclass with one method: a mixin that is a Modifier itself would bring its field defaults along, and
+    def on_sequential_epoch_end(self: Any, state: Any, event: Any, *, modules: list[Any], **kwargs: Any) -> None:
+        rounding = watches.layers.before(modules, changes_weights=issubclass(base, GPTQModifier))
+        base.on_sequential_epoch_end(self, state, event, modules=modules, **kwargs)
+        watches.layers.after(rounding, method)
+        if cache:
+            watches.cache.scaled(modules)
+        watches.advance()
+
+    def on_calibration_end(self: Any, state: Any, event: Any, **kwargs: Any) -> None:
+        base.on_calibration_end(self, state, event, **kwargs)
+        watches.layers.end()
+        if cache:
+            watches.cache_lines = watches.cache.end()
+
+    # A plain subclass with a few methods: a mixin that is a Modifier itself would bring its field defaults along, and
     # `requires_calibration_data: False` would win. The class keeps llm-compressor's name, which recipe.yaml records.
-    namespace = {"__module__": __name__, "on_sequential_epoch_end": on_sequential_epoch_end}
+    namespace = {
+        "__module__": __name__,
+        "on_calibration_start": on_calibration_start,
+        "on_sequential_epoch_end": on_sequential_epoch_end,
+        "on_calibration_end": on_calibration_end,
+    }
     reporting = type(named.__name__, (base,), namespace)
     made: LlmModifier = reporting(**modifier.arguments)
     return made

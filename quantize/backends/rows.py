@@ -7,6 +7,7 @@ another, as long as it gets no attention mask of its own. Whether an architectur
 from __future__ import annotations
 
 import inspect
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,25 @@ def read_rows(model: Any, tokens: Path) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "position_ids": place} for row, place in zip(ids, places, strict=True)]
 
 
-def loader(model: Any, tokens: Path, batch_size: int) -> Any:
-    """Rows of equal length, in order: nothing is cut or padded by a collator, and nothing is shuffled again."""
+def loader(model: Any, tokens: Path, batch_size: int, *, apart: bool = False) -> Any:
+    """Rows of equal length, in order: nothing is cut or padded by a collator, and nothing is shuffled again.
+
+    With `apart` every conversation is a batch of its own: slower, for models in which those of a row see each other.
+    """
     rows: Any = read_rows(model, tokens)
+    if apart:
+        return DataLoader(conversations(tokens), batch_size=1, shuffle=False)
     return DataLoader(rows, batch_size=batch_size, shuffle=False)
+
+
+def conversations(tokens: Path) -> Any:
+    """Keyword arguments of a forward pass for each conversation; int64 [its length] each."""
+    kept = load_file(tokens)
+    found = []
+    for ids, places in zip(kept["input_ids"].long(), kept["position_ids"], strict=True):
+        starts = [*(places == 0).nonzero().flatten().tolist(), len(ids)]
+        found += [ids[start:end] for start, end in pairwise(starts)]
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in found if len(ids) > 1]
 
 
 def isolates(model: Any, first_layer: Any, tokens: Path) -> bool:
