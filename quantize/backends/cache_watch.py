@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sqtool.errors import InfrastructureError
+from sqtool.errors import InfrastructureError, UsageError
 
 LARGEST = 448.0
 """The largest number of FP8 E4M3."""
@@ -29,10 +29,17 @@ class CacheWatch:
     def start(self, model: torch.nn.Module) -> None:
         """Watch every attention layer of `model` whose cache is to be quantized.
 
-        Raises InfrastructureError when there is none: llm-compressor would go on without a word.
+        Raises InfrastructureError when there is none (llm-compressor would go on without a word), UsageError where a
+        runtime caches something else than keys and values.
         """
         for name, module in model.named_modules():
             if hasattr(module, "k_scale") and hasattr(module, "kv_cache"):
+                if hasattr(module, "kv_b_proj"):
+                    raise UsageError(
+                        f"{name} has multi-head latent attention: a runtime caches its latent vectors, and "
+                        "llm-compressor would measure the keys and values that are made of them",
+                        remedy="Drop kv_cache for this model.",
+                    )
                 self._names[module] = name
                 hook = self._counter(module, name)
                 self._hooks.append(module.kv_cache.register_forward_pre_hook(hook))

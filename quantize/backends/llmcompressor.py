@@ -63,18 +63,15 @@ class LlmCompressor:
 def _run(job: Job, progress: Progress, notes: list[str]) -> Outcome:
     from transformers import set_seed
 
-    from quantize.backends.experts import linear_experts
-
     set_seed(job.seed)
     stored, computed = _dtypes(job)
-    with linear_experts():
-        with progress.task("quantize: load the model"):
-            model = _load(job, computed)
-        details = _compress(model, job, stored, progress, notes)
-        quantized = {name: module for name, module in model.named_modules() if _quantized(module)}
-        weights = sum(module.weight.numel() for module in quantized.values())
-        with progress.task("quantize: write the checkpoint"):
-            _save(model, job, stored, cast=stored != computed)
+    with progress.task("quantize: load the model"):
+        model = _load(job, computed)
+    details = _compress(model, job, stored, progress, notes)
+    quantized = {name: module for name, module in model.named_modules() if _quantized(module)}
+    weights = sum(module.weight.numel() for module in quantized.values())
+    with progress.task("quantize: write the checkpoint"):
+        _save(model, job, stored, cast=stored != computed)
     details["computed_in"], details["stored_in"] = (str(x).removeprefix("torch.") for x in (computed, stored))
     return Outcome({name: version(name) for name in PACKAGES}, sorted(quantized), weights, notes, details)
 
@@ -83,13 +80,17 @@ def _load(job: Job, dtype: torch.dtype) -> Any:
     """The model in host memory: llm-compressor brings one part of it after another to an accelerator."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
+    from quantize.backends.experts import linearize
+
+    model = AutoModelForCausalLM.from_pretrained(
         job.model,
         dtype=dtype,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=job.trust_remote_code,
     )
+    linearize(model)
+    return model
 
 
 def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, notes: list[str]) -> dict[str, Any]:
@@ -192,11 +193,12 @@ def _declare_reduced(model: Any) -> None:
 
 def _cast_back(model: Any, dtype: torch.dtype) -> None:
     """Everything to `dtype`, except weights that are about to be packed: dividing float32 weights by the stored scale
-    gives back the exact code that the method chose, rounding them to 16 bits first may not."""
+    gives back the exact code that the method chose, rounding them to 16 bits first may not. NVFP4's one scale for a
+    whole layer is float32 by definition."""
     for module in model.modules():
-        packed = _quantized(module)
+        kept = ("weight", "weight_global_scale", "input_global_scale") if _quantized(module) else ()
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_floating_point() and not (packed and name == "weight"):
+            if parameter.is_floating_point() and name not in kept:
                 parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
     model.config.get_text_config().dtype = dtype

@@ -35,7 +35,10 @@ class Awq(AWQModifier):
     """AWQModifier that runs without an accelerator and insists on mappings."""
 
     def _set_resolved_mappings(self, model: Any) -> None:
-        super()._set_resolved_mappings(model)
+        try:
+            super()._set_resolved_mappings(model)
+        except ValueError as error:
+            raise _no_mappings("awq", model) from error
         if not self._resolved_mappings:
             raise _no_mappings("awq", model)
 
