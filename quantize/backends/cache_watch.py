@@ -15,6 +15,8 @@ from sqtool.errors import InfrastructureError, UsageError
 
 LARGEST = 448.0
 """The largest number of FP8 E4M3."""
+ROUNDING = 2**-8
+"""Scales are stored in 16 bits. The largest value seen lies outside of its own scale by that much, and loses nothing."""
 PARTS = ("k", "v")
 
 
@@ -58,7 +60,7 @@ class CacheWatch:
                 size = states.detach().float().abs()
                 line["seen"] += size.numel()
                 line["largest"] = max(line["largest"], float(size.max()))
-                line["saturated"] += int((size > LARGEST * scale).sum())
+                line["saturated"] += int((size > LARGEST * scale * (1 + ROUNDING)).sum())
 
         return count
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from llmcompressor.modifiers import Modifier as LlmModifier
 from llmcompressor.modifiers.gptq import GPTQModifier
+from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
@@ -62,6 +63,19 @@ class SmoothQuant(SmoothQuantModifier):
         return resolved
 
 
+class CacheQuantization(QuantizationModifier):
+    """QuantizationModifier for the KV cache that leaves the linear layers of the attention as other methods set them
+    up. llm-compressor 0.14 takes their status away with the attention's own, and AWQ then fails on them."""
+
+    def on_initialize(self, state: Any, **kwargs: Any) -> bool:
+        modules = [module for module in state.model.modules() if hasattr(module, "quantization_status")]
+        statuses = [module.quantization_status for module in modules]
+        done = super().on_initialize(state, **kwargs)
+        for module, status in zip(modules, statuses, strict=True):
+            module.quantization_status = status
+        return bool(done)
+
+
 def _no_mappings(method: str, model: Any) -> UsageError:
     return UsageError(
         f"llm-compressor knows no {method} mappings that fit {type(model).__name__}",
@@ -89,8 +103,8 @@ def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
     """
     module, _, attribute = modifier.target.partition(":")
     named = getattr(import_module(module), attribute)
-    base = OURS.get(named, named)
     cache = "kv_cache_scheme" in modifier.arguments
+    base: Any = CacheQuantization if cache else OURS.get(named, named)
 
     def on_calibration_start(self: Any, state: Any, event: Any, **kwargs: Any) -> None:
         base.on_calibration_start(self, state, event, **kwargs)

@@ -66,7 +66,7 @@ def test_every_value_is_read_as_it_was_computed(
     from safetensors.torch import load_file
 
     expected, methods = FORMATS[name]
-    # 192 rows and 384 columns: no multiple of a block, so that its edges are there.
+    # 192 rows are no multiple of a block, so that its edges are there.
     model = make_model(tmp_path / "model", intermediate_size=192 if "block" in name else 256)
     spec = QuantizeSpec.model_validate({"methods": methods, "precision": "float32"})
     quantize(spec, model=model, calibration=tiny_tokens, seed=0, out=tmp_path, progress=SILENT)
