@@ -16,7 +16,7 @@ from sqtool.errors import InfrastructureError, UsageError
 LARGEST = 448.0
 """The largest number of FP8 E4M3."""
 ROUNDING = 2**-8
-"""Scales are stored in 16 bits. The largest value seen lies outside of its own scale by that much, and loses nothing."""
+"""Scales are stored in 16 bits: the largest value seen may lie outside of its own scale by that much."""
 PARTS = ("k", "v")
 
 

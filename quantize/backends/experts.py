@@ -48,9 +48,7 @@ def _saving(model_type: str) -> list[Any]:
         if not isinstance(conversion, WeightConverter):
             renamings.append(conversion)
             continue
-        for ours, theirs in zip(
-            PARTS.get(conversion.target_patterns[0], ()), conversion.source_patterns, strict=False
-        ):
+        for ours, theirs in zip(PARTS.get(conversion.target_patterns[0], ()), conversion.source_patterns, strict=False):
             name = theirs.removesuffix(".weight").rsplit(".", 1)[-1]
             source, target = rf"\.experts\.(\d+)\.{name}\.", rf".experts.\1.{ours}."
             renamings.append(WeightRenaming(source_patterns=source, target_patterns=target))

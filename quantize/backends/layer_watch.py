@@ -12,7 +12,7 @@ A line of layers.jsonl (the relative errors are root mean squares over the whole
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import torch
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from llmcompressor.observers.helpers import flatten_for_calibration
 
-from sqtool.errors import InfrastructureError
+from sqtool.errors import InfrastructureError, UsageError
 
 OUTPUT_TOKENS = 1024
 """Calibration tokens of a layer that `outputs` looks at: enough for a mean square, little to keep."""
@@ -55,6 +55,20 @@ class LayerWatch:
         missing = OUTPUT_TOKENS - sum(len(x) for x in kept)
         if missing > 0:
             kept.append(inputs[0].detach().flatten(0, -2)[:missing].clone())
+
+    def reached(self, modules: Iterable[torch.nn.Module], counted: Container[torch.nn.Module] | None) -> None:
+        """Raises UsageError for a layer that needed data and saw none: its scales would be whatever memory held.
+
+        `counted` has the layers whose inputs GPTQ has seen, None for other methods.
+        """
+        for module in _observed(modules):
+            observer = getattr(module, "input_observer", None)
+            missed = observer is not None and not observer.has_statistics
+            if missed or (counted is not None and module not in counted):
+                raise UsageError(
+                    f"no calibration token reached {self._names[module]}",
+                    remedy="Set quantize.calibrate_all_experts: true, calibrate with more samples, or ignore it.",
+                )
 
     def before(self, modules: Iterable[torch.nn.Module], *, changes_weights: bool) -> list[torch.nn.Module]:
         """The layers among `modules` that are rounded next. Keeps a copy of their weights when the method (GPTQ)

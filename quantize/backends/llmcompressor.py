@@ -101,6 +101,7 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
     from quantize.backends.layer_watch import LayerWatch
     from quantize.backends.modifiers import Watches, build
     from quantize.backends.rows import isolates, loader
+    from quantize.backends.tracing import true_to_the_model
 
     decoder = decoder_layers(model)
     apart = job.tokens is not None and not isolates(model, decoder[0], job.tokens)
@@ -121,12 +122,17 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
         raise RuntimeError(f"{names} should look at data and llm-compressor would not show it any")
     # Without data llm-compressor treats the model as one part.
     steps = sum(len(decoder) + 1 if made.requires_calibration_data else 1 for made in recipe)
-    with progress.task(f"quantize: {names}", total=steps) as task:
+    data = loader(model, job.tokens, job.batch_size, apart=apart) if job.tokens else None
+    first = next(iter(data)) if data else None
+    with (
+        progress.task(f"quantize: {names}", total=steps) as task,
+        true_to_the_model(model, decoder[0], first),
+    ):
         watches.advance = task.advance
         oneshot(
             model=model,
             recipe=recipe,
-            dataset=loader(model, job.tokens, job.batch_size, apart=apart) if job.tokens else None,
+            dataset=data,
             moe_calibrate_all_experts=job.calibrate_all_experts,
             trust_remote_code_model=job.trust_remote_code,
         )

@@ -113,7 +113,11 @@ def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
             watches.cache.start(state.model)
 
     def on_sequential_epoch_end(self: Any, state: Any, event: Any, *, modules: list[Any], **kwargs: Any) -> None:
-        rounding = watches.layers.before(modules, changes_weights=issubclass(base, GPTQModifier))
+        gptq = issubclass(base, GPTQModifier)
+        # GPTQ counts an expert's empty batches too; its Hessian has stayed zero then.
+        counted = {module for module, hessian in self._hessians.items() if hessian.diagonal().any()} if gptq else None
+        watches.layers.reached(modules, counted)
+        rounding = watches.layers.before(modules, changes_weights=gptq)
         base.on_sequential_epoch_end(self, state, event, modules=modules, **kwargs)
         watches.layers.after(rounding, method)
         if cache:

@@ -65,14 +65,14 @@ def isolates(model: Any, first_layer: Any, tokens: Path) -> bool:
         return False
     _, start, *later = (row["position_ids"] == 0).nonzero().flatten().tolist()
     own = slice(start, later[0] if later else None)
-    packed = _output(model, first_layer, row)[own]
-    alone = _output(model, first_layer, {name: values[own] for name, values in row.items()})
+    packed = output_of(model, first_layer, {name: values[None] for name, values in row.items()})[0, own]
+    alone = output_of(model, first_layer, {name: values[None, own] for name, values in row.items()})[0]
     likeness = torch.nn.functional.cosine_similarity(packed.double(), alone.double(), dim=-1)
     return bool(likeness.min() > 0.999)
 
 
-def _output(model: Any, layer: Any, row: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What `layer` makes of one row, [length, hidden]."""
+def output_of(model: Any, layer: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What `layer` makes of a batch, [rows, length, hidden]; the model is run as far as that layer only."""
 
     def stop(_module: Any, _inputs: Any, output: Any) -> None:
         raise _Seen(output[0] if isinstance(output, tuple) else output)
@@ -80,11 +80,11 @@ def _output(model: Any, layer: Any, row: dict[str, torch.Tensor]) -> torch.Tenso
     handle = layer.register_forward_hook(stop)
     try:
         device = next(layer.parameters()).device
-        with torch.inference_mode():
-            model(**{name: values[None].to(device) for name, values in row.items()}, use_cache=False)
+        with torch.no_grad():
+            model(**{name: values.to(device) for name, values in batch.items()}, use_cache=False)
     except _Seen as seen:
         states: torch.Tensor = seen.args[0]
-        return states[0]
+        return states
     finally:
         handle.remove()
     raise RuntimeError("the first decoder layer was never called")

@@ -76,4 +76,3 @@ def make_architecture(name: str, folder: Path, *, seed: int = 0) -> Path:
                 parameter.normal_(0, 0.05)
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
-

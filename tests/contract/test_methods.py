@@ -122,7 +122,9 @@ def test_a_method_writes_what_transformers_runs(
     assert near > (0.6 if "rtn3" in name else 0.8 if "fp4" in name else 0.9)
 
 
-@pytest.mark.parametrize("name", ["awq-asym", "gptq", "smoothquant-gptq", "rtn3-simulated", "nvfp4", "fp8-block", "fp8-kv"])
+@pytest.mark.parametrize(
+    "name", ["awq-asym", "gptq", "smoothquant-gptq", "rtn3-simulated", "nvfp4", "fp8-block", "fp8-kv"]
+)
 def test_the_same_twice_is_the_same_bytes(name: str, tiny_model: Path, tiny_tokens: Path, tmp_path: Path) -> None:
     digests = []
     for place in ("first", "second"):
