@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from quantize.run import quantize
 from quantize.spec import QuantizeSpec
-from sqtool.errors import UsageError
+from sqtool.errors import InfrastructureError, UsageError
 from sqtool.files import read_json
 from sqtool.progress import SILENT
 from tests.contract import by_hand
@@ -146,13 +147,9 @@ def test_every_expert_sees_every_token(architecture: str, models: Any, tmp_path:
         out.mkdir()
         run([{"fp8": {"scheme": "FP8"}}], models(architecture), tokens, out, calibrate_all_experts=every)
         stored = by_hand.read(out / "checkpoint" / "model.safetensors")
-        found = [
-            float(value[0])
-            for key, value in stored.items()
-            if ".layers.1." in key
-            and ".experts." in key
-            and key.endswith((".gate_proj.input_scale", ".w1.input_scale"))
-        ]
+        gates = re.compile(r"model\.layers\.1\..*\.experts\.\d+\.(gate_proj|w1)\.input_scale")
+        found = [float(value[0]) for key, value in stored.items() if gates.fullmatch(key)]
+        assert len(found) == 4
         scales[every] = set(found)
     # The experts of a layer have the same input, so with all of its tokens also the same range.
     assert len(scales[True]) == 1
@@ -179,3 +176,18 @@ def test_quantizing_experts_leaves_transformers_as_it_was(models: Any, tmp_path:
     before = logits()
     run(["fp8"], models("mixtral"), make_tokens(tmp_path / "tokens.safetensors"), tmp_path)
     assert torch.equal(before, logits())
+
+
+def test_a_pipeline_that_computes_something_else_is_noticed(
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without our tracer llm-compressor 0.14 runs Mistral without a causal mask. Should a new version pass this by
+    itself, `quantize.backends.tracing` can lose its tracer."""
+    from quantize.backends import tracing
+
+    monkeypatch.setattr(tracing, "_Tracer", tracing.helpers.SequentialTracer)
+    tokens = make_tokens(tmp_path / "tokens.safetensors")
+    with pytest.raises(InfrastructureError, match="does not compute what MistralForCausalLM computes"):
+        run(["gptq"], models("mistral"), tokens, tmp_path)
+    (tmp_path / "llama").mkdir()
+    run(["gptq"], models("llama3"), tokens, tmp_path / "llama")
