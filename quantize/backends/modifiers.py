@@ -1,7 +1,8 @@
 """llm-compressor's modifiers with what sqtool needs added, by subclassing. Import it only inside functions.
 
 Each one reports when a part of the model (a decoder layer) is done, and shows its layers before and after. AWQ also
-gets an activation cache that does not pin memory, and fails when the architecture's mappings are unknown instead of quantizing as if nothing had been asked.
+gets an activation cache that does not pin memory, and fails when the architecture's mappings are unknown instead of
+quantizing as if nothing had been asked.
 """
 
 from __future__ import annotations
