@@ -57,6 +57,7 @@ def quantize(
     tokens = _tokens(spec, calibration)
     checkpoint = out / CHECKPOINT
     checkpoint.mkdir(parents=True, exist_ok=True)
+    (out / LAYERS).unlink(missing_ok=True)
     methods = [step.method for step in spec.methods]
     if spec.simulated:
         outcome = _simulate(methods[0], described, model, checkpoint, progress)

@@ -191,3 +191,21 @@ def test_a_pipeline_that_computes_something_else_is_noticed(
         run(["gptq"], models("mistral"), tokens, tmp_path)
     (tmp_path / "llama").mkdir()
     run(["gptq"], models("llama3"), tokens, tmp_path / "llama")
+
+
+def test_a_head_of_its_own_can_be_quantized(models: Any, tmp_path: Path) -> None:
+    model, tokens = models("llama3"), make_tokens(tmp_path / "tokens.safetensors")
+    summary = run([{"gptq": {"ignore": []}}], model, tokens, tmp_path)
+    assert summary["layers_left"] == []
+    stored = by_hand.read(tmp_path / "checkpoint" / "model.safetensors")
+    original = by_hand.read(model / "model.safetensors")
+    (group,) = read_json(tmp_path / "checkpoint" / "config.json")["quantization_config"]["config_groups"].values()
+    got = by_hand.weights(stored, "lm_head", group["weights"])
+    assert np.linalg.norm(got - original["lm_head.weight"]) < 0.35 * np.linalg.norm(original["lm_head.weight"])
+    np.testing.assert_array_equal(stored["model.embed_tokens.weight"], original["model.embed_tokens.weight"])
+
+
+def test_a_tied_head_is_an_error(models: Any, tmp_path: Path) -> None:
+    tokens = make_tokens(tmp_path / "tokens.safetensors")
+    with pytest.raises(UsageError, match="shares its weight with the input embedding"):
+        run([{"gptq": {"ignore": []}}], models("qwen3"), tokens, tmp_path)

@@ -102,3 +102,27 @@ def test_thin_coverage_is_shown_from_what_the_failed_stage_left(make_run: Make) 
 def test_no_state_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         collect(tmp_path)
+
+
+def test_what_the_quantizer_measured(make_run: Make) -> None:
+    folder = make_run()
+    path = folder / "quantize" / "result.json"
+    result = json.loads(path.read_text())
+    note = "the KV cache of model.layers.0.self_attn has a scale of 1, as if it was never calibrated"
+    result["summary"] |= {
+        "layers": {"weight_error": {"mean": 0.11, "worst": [{"name": "model.layers.0.q", "weight_error": 0.2}]}},
+        "details": {
+            "kv_cache": {
+                "saturated_share": {"k": 0.0, "v": 0.0125},
+                "worst": {"name": "model.layers.7.self_attn", "saturated_share": 0.5},
+            }
+        },
+        "notes": [note, "something else"],
+    }
+    path.write_text(json.dumps(result))
+    facts = collect(folder)
+    assert "relative error of a layer's weights: mean 0.11, most 0.2 in model.layers.0.q" in facts.saves
+    (cache,) = [line for line in facts.saves if line.startswith("KV cache in FP8")]
+    assert "0.00 % of keys and 1.25 % of values" in cache
+    assert "50.00 % in model.layers.7.self_attn" in cache
+    assert facts.caveats == [note]
