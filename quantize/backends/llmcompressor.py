@@ -55,6 +55,9 @@ class LlmCompressor:
             except SqtoolError:
                 raise
             except FAILURES as error:
+                if isinstance(error.__cause__, SqtoolError):
+                    # llm-compressor wraps what is raised inside of a traced forward pass.
+                    raise error.__cause__ from None
                 with job.log.open("a", encoding="utf-8") as handle:
                     traceback.print_exc(file=handle)
                 raise _explain(error, job.log) from error
@@ -101,6 +104,7 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
     from quantize.backends.layer_watch import LayerWatch
     from quantize.backends.modifiers import Watches, build
     from quantize.backends.rows import isolates, loader
+    from quantize.backends.same_function import FunctionWatch
     from quantize.backends.tracing import true_to_the_model
 
     decoder = decoder_layers(model)
@@ -110,7 +114,10 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
             f"{type(model).__name__} lets the conversations of one calibration row see each other, so each went "
             "through it alone, which is slower"
         )
-    watches = Watches(LayerWatch(job.layers, report=job.layer_report, zero_groups=job.zero_groups, stored=stored))
+    watches = Watches(
+        LayerWatch(job.layers, report=job.layer_report, zero_groups=job.zero_groups, stored=stored),
+        FunctionWatch(decoder),
+    )
     planned = [(method.name, modifier) for method in job.methods for modifier in method.modifiers()]
     recipe = [build(modifier, name, watches) for name, modifier in planned]
     names = " + ".join(dict.fromkeys(name for name, _ in planned))

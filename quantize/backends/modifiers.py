@@ -19,8 +19,10 @@ from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
 
+from quantize.backends import mappings
 from quantize.backends.cache_watch import CacheWatch
 from quantize.backends.layer_watch import LayerWatch
+from quantize.backends.same_function import FunctionWatch
 from quantize.methods.base import Modifier
 from sqtool.errors import UsageError
 
@@ -34,7 +36,12 @@ class UnpinnedCache(IntermediatesCache):
 
 
 class Awq(AWQModifier):
-    """AWQModifier that runs without an accelerator and insists on mappings."""
+    """AWQModifier that runs without an accelerator and insists on mappings, and on right ones."""
+
+    def on_initialize(self, state: Any, **kwargs: Any) -> bool:
+        if self.mappings is None:
+            self.mappings = mappings.awq(state.model)
+        return bool(super().on_initialize(state, **kwargs))
 
     def _set_resolved_mappings(self, model: Any) -> None:
         try:
@@ -55,7 +62,11 @@ class Awq(AWQModifier):
 
 
 class SmoothQuant(SmoothQuantModifier):
-    """SmoothQuantModifier that insists on mappings."""
+    """SmoothQuantModifier that insists on mappings, and on right ones."""
+
+    def _infer_mappings_from_model(self, model: Any) -> Any:
+        known = mappings.smoothquant(model)
+        return known if known and self.mappings is None else super()._infer_mappings_from_model(model)
 
     def _resolve_mappings(self, model: Any) -> Any:
         resolved = super()._resolve_mappings(model)
@@ -92,6 +103,7 @@ class Watches:
     """Who is told how the work goes on."""
 
     layers: LayerWatch
+    function: FunctionWatch
     cache: CacheWatch = field(default_factory=CacheWatch)
     cache_lines: list[dict[str, Any]] = field(default_factory=list)
     advance: Callable[[], None] = lambda: None
@@ -105,11 +117,14 @@ def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
     module, _, attribute = modifier.target.partition(":")
     named = getattr(import_module(module), attribute)
     cache = "kv_cache_scheme" in modifier.arguments
+    rescales = named in OURS
     base: Any = CacheQuantization if cache else OURS.get(named, named)
 
     def on_calibration_start(self: Any, state: Any, event: Any, **kwargs: Any) -> None:
         base.on_calibration_start(self, state, event, **kwargs)
         watches.layers.start(state.model)
+        if rescales:
+            watches.function.start(state.model, method)
         if cache:
             watches.cache.start(state.model)
 
@@ -121,6 +136,8 @@ def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
         rounding = watches.layers.before(modules, changes_weights=gptq)
         base.on_sequential_epoch_end(self, state, event, modules=modules, **kwargs)
         watches.layers.after(rounding, method)
+        if rescales:
+            watches.function.rescaled(modules)
         if cache:
             watches.cache.scaled(modules)
         watches.advance()
@@ -128,6 +145,8 @@ def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
     def on_calibration_end(self: Any, state: Any, event: Any, **kwargs: Any) -> None:
         base.on_calibration_end(self, state, event, **kwargs)
         watches.layers.end()
+        if rescales:
+            watches.function.end()
         if cache:
             watches.cache_lines = watches.cache.end()
 

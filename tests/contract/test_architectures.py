@@ -32,7 +32,6 @@ MATRIX: dict[str, list[Any]] = {
     "mxfp4": [{"fp4": {"scheme": "MXFP4"}}],
 }
 REFUSED = {
-    ("awq4", "deepseek-v3"): "no awq mappings",
     ("fp8-kv-heads", "deepseek-v3"): "multi-head latent attention",
 }
 EXPERTS = [name for name, (_, changes) in CONFIGS.items() if "num_experts_per_tok" in changes]
@@ -209,3 +208,43 @@ def test_a_tied_head_is_an_error(models: Any, tmp_path: Path) -> None:
     tokens = make_tokens(tmp_path / "tokens.safetensors")
     with pytest.raises(UsageError, match="shares its weight with the input embedding"):
         run([{"gptq": {"ignore": []}}], models("qwen3"), tokens, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", list(CONFIGS))
+@pytest.mark.parametrize("method", ["smoothquant", "awq"])
+def test_rescaling_leaves_the_function_as_it_was(
+    method: str, architecture: str, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole model after the method, before rounding, against the model as it came."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from quantize.backends import llmcompressor
+
+    outputs: list[Any] = []
+    ids = torch.arange(3, 67)[None]
+
+    def saving(model: Any, *_: Any, **__: Any) -> None:
+        from compressed_tensors.quantization import disable_quantization
+
+        model.apply(disable_quantization)
+        with torch.no_grad():
+            outputs.append(model(ids, use_cache=False).logits)
+        raise InfrastructureError("enough seen")
+
+    monkeypatch.setattr(llmcompressor, "_save", saving)
+    methods = [{"awq": {"n_grid": 4}}] if method == "awq" else ["smoothquant", {"rtn": {"scheme": "W8A8"}}]
+    with pytest.raises(InfrastructureError, match="enough seen"):
+        run(methods, models(architecture), make_tokens(tmp_path / "tokens.safetensors"), tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(models(architecture), dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(outputs[0], model(ids, use_cache=False).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_mappings_that_break_a_model_are_noticed(models: Any, tmp_path: Path) -> None:
+    """What llm-compressor 0.14 does to Gemma by itself."""
+    mappings = [[["re:.*gate_proj", "re:.*up_proj"], "re:.*post_attention_layernorm"]]
+    methods = [{"smoothquant": {"mappings": mappings}}, {"rtn": {"scheme": "W8A8"}}]
+    with pytest.raises(UsageError, match=r"smoothquant changes what model\.layers\.0") as caught:
+        run(methods, models("gemma3"), make_tokens(tmp_path / "tokens.safetensors"), tmp_path)
+    assert "smoothquant.mappings" in caught.value.remedy
