@@ -19,7 +19,7 @@ from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
 
-from quantize.backends import mappings
+from quantize.backends import mappings as known_mappings
 from quantize.backends.cache_watch import CacheWatch
 from quantize.backends.layer_watch import LayerWatch
 from quantize.backends.same_function import FunctionWatch
@@ -39,8 +39,8 @@ class Awq(AWQModifier):
     """AWQModifier that runs without an accelerator and insists on mappings, and on right ones."""
 
     def on_initialize(self, state: Any, **kwargs: Any) -> bool:
-        if self.mappings is None:
-            self.mappings = mappings.awq(state.model)
+        if self.mappings is None:  # type: ignore[has-type]
+            self.mappings = known_mappings.awq(state.model)
         return bool(super().on_initialize(state, **kwargs))
 
     def _set_resolved_mappings(self, model: Any) -> None:
@@ -65,7 +65,7 @@ class SmoothQuant(SmoothQuantModifier):
     """SmoothQuantModifier that insists on mappings, and on right ones."""
 
     def _infer_mappings_from_model(self, model: Any) -> Any:
-        known = mappings.smoothquant(model)
+        known = known_mappings.smoothquant(model)
         return known if known and self.mappings is None else super()._infer_mappings_from_model(model)
 
     def _resolve_mappings(self, model: Any) -> Any:
