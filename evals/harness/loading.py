@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evals.client import NEUTRAL
 from evals.harness.catalogue import Catalogue, Leaf, read
 from evals.harness.quiet import quiet
 from evals.harness.spec import LmEvalSpec
@@ -19,15 +20,7 @@ from sqtool.files import sha256_text
 FEWSHOT_SEED = 1234
 """lm-eval's default: with another one the same task would have other examples than `lm_eval` gives it."""
 TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-SERVED_SAMPLING: dict[str, float] = {
-    "temperature": 0.0,
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
+SERVED_SAMPLING: dict[str, float] = {"temperature": 0.0, **NEUTRAL}
 """Generation settings of a task that a server takes by the same name, with the values that change nothing: a server
 would take those that a request does not name from the checkpoint."""
 SERVED = frozenset(("until", "do_sample", *TOKEN_LIMITS, *SERVED_SAMPLING))
