@@ -170,7 +170,7 @@ async def request(
     name: str,
     limits: Limits,
 ) -> T:
-    """What `parse` makes of the server's answer to one request about the item `name`, tried `limits.retries` times more.
+    """What `parse` makes of the server's answer to one request about the item `name`, with `limits.retries` more tries.
 
     `parse` raises `ValueError` for garbage. Raises `EngineError` when the engine is gone or keeps failing, `DataError`
     when the item does not fit it. An item that could not be asked is never given an answer, so it cannot be scored.
