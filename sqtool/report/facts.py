@@ -66,6 +66,7 @@ class Facts:
     saves: list[str] = field(default_factory=list)
     coverage: list[str] = field(default_factory=list)
     coverage_table: Table | None = None
+    coverage_dimensions: Table | None = None
     drift: Table | None = None
     arms: Table | None = None
     acceptance: Table | None = None

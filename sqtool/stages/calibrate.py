@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calibrate.spec import CalibrateSpec
+from calibrate.spec import JSONL_SUFFIXES, CalibrateSpec
 from sqtool.errors import DataError
 from sqtool.stages.contract import Estimate, Inputs, StageResult
-from sqtool.stages.sections import quantize_section
+from sqtool.stages.measuring import item_files
+from sqtool.stages.sections import evaluate_section, quantize_section
 
 ROWS_PER_SECOND = 120.0
 """Conversations rendered and tokenized a second, seen on 2 cores."""
@@ -29,8 +30,16 @@ def run(spec: CalibrateSpec, inputs: Inputs, out: Path) -> StageResult:
         progress=inputs.progress,
         root=inputs.root,
         trust_remote_code=inputs.trust_remote_code,
+        evals=_test_items(spec, inputs),
     )
     return StageResult(summary)
+
+
+def _test_items(spec: CalibrateSpec, inputs: Inputs) -> dict[str, Path]:
+    """Files of test items by task, where the recipe asks anything about them."""
+    if spec.contamination == "off" and not spec.coverage.evals:
+        return {}
+    return item_files(evaluate_section(inputs), inputs.root)
 
 
 def skip(_spec: CalibrateSpec, inputs: Inputs) -> str:
@@ -41,24 +50,34 @@ def skip(_spec: CalibrateSpec, inputs: Inputs) -> str:
 
 
 def data_files(spec: CalibrateSpec, inputs: Inputs) -> list[Path]:
-    from calibrate.build import source_paths
+    """Sources, traffic sample and test items: the set is chosen from, measured against and checked for them."""
+    from calibrate.build import source_paths, traffic_path
 
     files = source_paths(spec, model=inputs.model, root=inputs.root)
-    for path in files:
-        if not path.is_file():
-            raise DataError(path, "no such calibration file", field="calibrate.sources")
-    return files
+    traffic = traffic_path(spec, model=inputs.model, root=inputs.root)
+    if traffic is not None:
+        if not traffic.is_file():
+            raise DataError(traffic, "no such file", field="calibrate.match", remedy="Give it a sample of the traffic.")
+        files.append(traffic)
+    return [*files, *_test_items(spec, inputs).values()]
 
 
 def expected_tokens(spec: CalibrateSpec, inputs: Inputs) -> int:
-    """Tokens that the set will have: the sources' mean line at 4 bytes a token, cut to max_seq_length."""
+    """Tokens that the set will have: as many as asked for, or the sources' mean line at 4 bytes a token, cut to
+    max_seq_length (a whole row where no source is JSONL)."""
+    from calibrate.build import source_paths
+
+    if spec.target_tokens is not None:
+        return spec.target_tokens
     lines = nbytes = 0
-    for path in data_files(spec, inputs):
+    for path in source_paths(spec, model=inputs.model, root=inputs.root):
+        if path.suffix not in JSONL_SUFFIXES:
+            continue
         with path.open("rb") as handle:
             head = handle.read(PROBE_BYTES)
         lines += head.count(b"\n")
         nbytes += len(head)
-    mean = min(spec.max_seq_length, nbytes / max(1, lines) / BYTES_PER_TOKEN)
+    mean = min(spec.max_seq_length, nbytes / lines / BYTES_PER_TOKEN) if lines else spec.max_seq_length
     return max(1, round(spec.num_calibration_samples * mean))
 
 

@@ -22,8 +22,25 @@ START_SECONDS = 35.0
 DRIFT_TEXTS_PER_SECOND = 20.0
 
 
+def item_files(spec: EvaluateSpec, root: Path) -> dict[str, Path]:
+    """The file of test items of each task, by the task's name in the recipe."""
+    return dict(zip(spec.tasks, _task_files(spec, root)[1::2], strict=True))
+
+
 def task_files(spec: EvaluateSpec, root: Path) -> list[Path]:
     """Task files and their items, and the prose that drift reads."""
+    files = _task_files(spec, root)
+    if spec.drift is not None and spec.drift.prose is not None:
+        prose = root / spec.drift.prose
+        if prose.is_file():
+            files.append(prose)
+        elif "prose" in spec.drift.model_fields_set:
+            raise DataError(prose, "no such file", field="evaluate.drift.prose")
+    return files
+
+
+def _task_files(spec: EvaluateSpec, root: Path) -> list[Path]:
+    """Each task's file, followed by that of its items."""
     from evals.tasks import find_task, read_task
 
     files: list[Path] = []
@@ -39,12 +56,6 @@ def task_files(spec: EvaluateSpec, root: Path) -> list[Path]:
                 remedy="Paths in a task file are relative to the project root or to the task file.",
             )
         files += [path, items]
-    if spec.drift is not None and spec.drift.prose is not None:
-        prose = root / spec.drift.prose
-        if prose.is_file():
-            files.append(prose)
-        elif "prose" in spec.drift.model_fields_set:
-            raise DataError(prose, "no such file", field="evaluate.drift.prose")
     return files
 
 

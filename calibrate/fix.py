@@ -1,0 +1,83 @@
+"""`coverage.fix`: add conversations of the sources that have what the set lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from calibrate.candidates import Candidates
+from calibrate.features import Profile
+from calibrate.greedy import cover
+from calibrate.pool import Entry
+from calibrate.text_coverage import lacking, wanted
+
+Gaps = dict[tuple[str, str], dict[str, float]]
+"""(dimension, reference) -> missing feature -> its share of the reference."""
+
+
+def fillers(
+    candidates: Candidates,
+    chosen: Sequence[Entry],
+    have: Profile,
+    references: Mapping[str, Profile],
+    report: Mapping[str, Any],
+) -> list[Entry]:
+    """Entries to add: the first ones of each kind and tool that is below the minimum, then greedily until every
+    dimension of `report` reaches its threshold, as far as the sources can."""
+    held = set(chosen)
+    spare = [entry for entry in candidates.pool.all() if entry not in held]
+    too_long = candidates.too_long(spare)
+    spare = [entry for entry in spare if entry not in too_long]
+    added = _to_the_minimum(spare, report["below_minimum"])
+    gaps = _gaps(have, references, report)
+    if not gaps:
+        return added
+    for _, found in candidates.features(added):
+        _fill(gaps, found)
+    spare = [entry for entry in spare if entry not in set(added)]
+    weights: dict[tuple[str, str], float] = {}
+    for (dimension, _), missing in gaps.items():
+        for feature, share in missing.items():
+            weights[dimension, feature] = max(share, weights.get((dimension, feature), 0.0))
+    order = cover(
+        (found for _, found in candidates.features(spare)),
+        weights,
+        costs=[1] * len(spare),
+        budgets=[len(spare)],
+        groups=[0] * len(spare),
+        value="once",
+    )
+    for entry, found in candidates.features([spare[place] for place in order]):
+        if all(1 - sum(missing.values()) >= report["text"][name]["threshold"] for (name, _), missing in gaps.items()):
+            break
+        _fill(gaps, found)
+        added.append(entry)
+    return added
+
+
+def _to_the_minimum(spare: Sequence[Entry], below: Mapping[str, Any]) -> list[Entry]:
+    added: dict[Entry, None] = {}
+    for short in below["kinds"]:
+        of_kind = [entry for entry in spare if entry.kind == short["name"]]
+        added.update(dict.fromkeys(of_kind[: short["needed"] - short["samples"]]))
+    for short in below["tools"]:
+        there = short["samples"] + sum(short["name"] in entry.tools_called for entry in added)
+        calling = [entry for entry in spare if short["name"] in entry.tools_called and entry not in added]
+        added.update(dict.fromkeys(calling[: max(0, short["needed"] - there)]))
+    return list(added)
+
+
+def _gaps(have: Profile, references: Mapping[str, Profile], report: Mapping[str, Any]) -> Gaps:
+    gaps: Gaps = {}
+    for dimension, found in lacking(report["text"]).items():
+        for name in found["against"]:
+            asked, _ = wanted(references[name], dimension)
+            total = asked.total()
+            gaps[dimension, name] = {f: n / total for f, n in asked.items() if f not in have.having[dimension]}
+    return gaps
+
+
+def _fill(gaps: Gaps, found: Mapping[str, frozenset[str]]) -> None:
+    for (dimension, _), missing in gaps.items():
+        for feature in found[dimension] & missing.keys():
+            del missing[feature]
