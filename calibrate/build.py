@@ -11,7 +11,7 @@ from typing import Any
 
 from calibrate.artifact import COVERAGE, RECORDS, TOKENS, write_card, write_set
 from calibrate.candidates import BATCH, Candidates, profile
-from calibrate.contamination import Overlap, TestItems, overlaps
+from calibrate.contamination import ItemIndex, Overlap, overlaps
 from calibrate.conversation import Record
 from calibrate.coverage import demand, measure
 from calibrate.duplicates import near_duplicates
@@ -190,7 +190,7 @@ def _filtered(spec: CalibrateSpec, pool: Pool, tests: Sample | None) -> tuple[Po
     if spec.contamination == "off" or tests is None or not tests.records:
         return pool, {}
     entries = pool.all()
-    found = overlaps(_records(pool, entries), TestItems(tests.records))
+    found = overlaps(_records(pool, entries), ItemIndex(tests.records))
     by_entry = {entries[overlap.record]: overlap for overlap in found}
     pool.counts.contaminated = len(by_entry)
     return (pool.without(set(by_entry)), {}) if spec.contamination == "drop" else (pool, by_entry)

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from calibrate.pool import Entry, Pool
 
-ABSENT = 1e-9
+ABSENT = 1e-12
 """Share of a stratum that the traffic does not have: taken only when the others have no more."""
+
+ROUNDING = 1e-9
+"""A whole number is not missed by the last bits of a division."""
 
 
 def shares(weights: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
@@ -22,7 +25,7 @@ def shares(weights: Sequence[float], sizes: Sequence[int], total: int) -> list[i
         free = [i for i in range(len(sizes)) if taken[i] < sizes[i]]
         whole = sum(weights[i] for i in free)
         ideal = {i: left * weights[i] / whole for i in free}
-        step = {i: min(int(ideal[i]), sizes[i] - taken[i]) for i in free}
+        step = {i: min(int(ideal[i] + ROUNDING), sizes[i] - taken[i]) for i in free}
         if not any(step.values()):
             first = sorted(free, key=lambda i: (-ideal[i], i))[:left]
             step = dict.fromkeys(first, 1)

@@ -36,7 +36,7 @@ class Overlap:
     text: str
 
 
-class TestItems:
+class ItemIndex:
     """The canonical text of all test items. `items` are (name to show, record)."""
 
     def __init__(self, items: Iterable[tuple[str, Record]]) -> None:
@@ -64,7 +64,7 @@ class TestItems:
         return [n for n in self._grams.get(hash(gram), ()) if any(gram in text for text in self._texts[n])]
 
 
-def overlaps(records: Iterable[Record], tests: TestItems) -> list[Overlap]:
+def overlaps(records: Iterable[Record], tests: ItemIndex) -> list[Overlap]:
     """Every record that shares a question or N words in a row with a test item; one overlap a record."""
     shared: dict[int, list[str]] = {}
     everywhere: Counter[str] = Counter()

@@ -58,17 +58,16 @@ def command(settings: Settings, recipe: str, fix: bool, force: tuple[str, ...], 
 def _show(terminal: Terminal, job: Job, outcome: RunOutcome) -> None:
     from sqtool.cli.runs import as_json
     from sqtool.files import read_json
-    from sqtool.report.coverage import dimension_rows, dimensions, missing_lines
+    from sqtool.report.coverage import DIMENSION_HEADERS, dimension_rows, dimensions, missing_lines
     from sqtool.report.markdown import clean
 
     record = outcome.stages[0]
     places = (outcome.folder.stage("calibrate"), outcome.folder.failed("calibrate"))
     done = record.state in ("done", "cached")
     path = places[0 if done else 1] / "coverage.json"
-    # What an earlier attempt left in failed/ says nothing about a run that failed before it measured.
-    coverage: dict[str, Any] = (
-        read_json(path) if path.is_file() and record.state in ("done", "cached", "failed") else {}
-    )
+    # What an earlier attempt left in failed/ says nothing about a run that never began.
+    measured = path.is_file() and (done or record.state == "failed")
+    coverage: dict[str, Any] = read_json(path) if measured else {}
     if terminal.settings.json:
         terminal.json({**as_json(job, outcome), "coverage": coverage or None})
         return
@@ -80,7 +79,7 @@ def _show(terminal: Terminal, job: Job, outcome: RunOutcome) -> None:
     terminal.say(f"{coverage['verdict']}: {coverage['samples']} conversations, {coverage['tokens']} tokens")
     rows = tuple(tuple(clean(cell) for cell in row) for row in dimension_rows(found))
     if rows:
-        terminal.table(("coverage of", "score", "at least", "verdict", "against"), rows)
+        terminal.table(DIMENSION_HEADERS, rows)
     kinds = tuple(
         (clean(k), str(v["samples"]), str(v["tokens"]), str(v["in_pool"])) for k, v in coverage["kinds"].items()
     )

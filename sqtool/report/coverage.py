@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqtool.report.facts import Facts
 
+DIMENSION_HEADERS = ("coverage of", "score", "at least", "verdict", "against")
 SHOWN = 5
 
 
@@ -39,9 +40,7 @@ def _add_dimensions(facts: Facts, coverage: Mapping[str, Any]) -> None:
 
     found = dimensions(coverage)
     if found:
-        facts.coverage_dimensions = Table(
-            ("coverage of", "score", "at least", "verdict", "against"), dimension_rows(found)
-        )
+        facts.coverage_dimensions = Table(DIMENSION_HEADERS, dimension_rows(found))
     for line in missing_lines(found):
         facts.coverage.append(line)
     contamination = coverage.get("contamination", {})
