@@ -122,6 +122,8 @@ class Profile:
 
     conversations: int = 0
     having: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in DIMENSIONS})
+    sets: dict[str, Counter[frozenset[str]]] = field(default_factory=lambda: {name: Counter() for name in DIMENSIONS})
+    """How many have exactly this set of a dimension's features (not of tokens)."""
     tokens: Counter[str] = field(default_factory=Counter)
     """How often each token occurs, by its id."""
     prompt_lengths: list[int] = field(default_factory=list)
@@ -134,6 +136,8 @@ class Profile:
         self.conversations += 1
         for name, values in found.items():
             self.having[name].update(values)
+            if values and name != "tokens":
+                self.sets[name][values] += 1
         self.tokens.update(map(str, rendered.ids))
         self.prompt_lengths.append(rendered.prompt)
         if rendered.output:
@@ -144,3 +148,9 @@ class Profile:
         if dimension != "tokens":
             return self.having[dimension]
         return Counter({token: self.tokens[token] for token in self.having["tokens"]})
+
+    def units(self, dimension: str) -> Iterable[tuple[frozenset[str], int]]:
+        """What is covered or not as a whole, with its weight: a conversation with all its features, or a token."""
+        if dimension != "tokens":
+            return self.sets[dimension].items()
+        return ((frozenset([token]), n) for token, n in self.weights("tokens").items())

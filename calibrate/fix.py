@@ -9,10 +9,10 @@ from calibrate.candidates import Candidates
 from calibrate.features import Profile
 from calibrate.greedy import cover
 from calibrate.pool import Entry
-from calibrate.text_coverage import lacking, wanted
+from calibrate.text_coverage import gaps, lacking
 
-Gaps = dict[tuple[str, str], dict[str, float]]
-"""(dimension, reference) -> missing feature -> its share of the reference."""
+Gaps = dict[tuple[str, str], list[tuple[frozenset[str], float]]]
+"""(dimension, reference) -> what each part of the reference lacks, and the part's share."""
 
 
 def fillers(
@@ -29,16 +29,21 @@ def fillers(
     too_long = candidates.too_long(spare)
     spare = [entry for entry in spare if entry not in too_long]
     added = _to_the_minimum(spare, report["below_minimum"])
-    gaps = _gaps(have, references, report)
-    if not gaps:
+    left: Gaps = {
+        (dimension, name): gaps(references[name], dimension, have)
+        for dimension, found in lacking(report["text"]).items()
+        for name in found["against"]
+    }
+    if not left:
         return added
     for _, found in candidates.features(added):
-        _fill(gaps, found)
+        _fill(left, found)
     spare = [entry for entry in spare if entry not in set(added)]
     weights: dict[tuple[str, str], float] = {}
-    for (dimension, _), missing in gaps.items():
-        for feature, share in missing.items():
-            weights[dimension, feature] = max(share, weights.get((dimension, feature), 0.0))
+    for (dimension, _), parts in left.items():
+        for features, share in parts:
+            for feature in features:
+                weights[dimension, feature] = weights.get((dimension, feature), 0.0) + share
     order = cover(
         (found for _, found in candidates.features(spare)),
         weights,
@@ -48,9 +53,9 @@ def fillers(
         value="once",
     )
     for entry, found in candidates.features([spare[place] for place in order]):
-        if all(1 - sum(missing.values()) >= report["text"][name]["threshold"] for (name, _), missing in gaps.items()):
+        if all(1 - sum(s for _, s in parts) >= report["text"][name]["threshold"] for (name, _), parts in left.items()):
             break
-        _fill(gaps, found)
+        _fill(left, found)
         added.append(entry)
     return added
 
@@ -67,17 +72,7 @@ def _to_the_minimum(spare: Sequence[Entry], below: Mapping[str, Any]) -> list[En
     return list(added)
 
 
-def _gaps(have: Profile, references: Mapping[str, Profile], report: Mapping[str, Any]) -> Gaps:
-    gaps: Gaps = {}
-    for dimension, found in lacking(report["text"]).items():
-        for name in found["against"]:
-            asked, _ = wanted(references[name], dimension)
-            total = asked.total()
-            gaps[dimension, name] = {f: n / total for f, n in asked.items() if f not in have.having[dimension]}
-    return gaps
-
-
-def _fill(gaps: Gaps, found: Mapping[str, frozenset[str]]) -> None:
-    for (dimension, _), missing in gaps.items():
-        for feature in found[dimension] & missing.keys():
-            del missing[feature]
+def _fill(left: Gaps, found: Mapping[str, frozenset[str]]) -> None:
+    for (dimension, name), parts in left.items():
+        rest = [(features - found[dimension], share) for features, share in parts]
+        left[dimension, name] = [(features, share) for features, share in rest if features]

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from calibrate.spec import CalibrateSpec, MinScores
 from sqtool.cli import COMMANDS, cli
 from sqtool.gate.spec import GateSpec
+from sqtool.spec import Spec
 
 DOCS = Path(__file__).parents[2] / "docs"
-GUIDES = ("gate.md",)
+GUIDES = ("gate.md", "calibration.md")
 
 
 def blocks(guide: str) -> list[str]:
@@ -35,12 +37,22 @@ def test_commands_exist(guide: str) -> None:
         command.make_context(name, arguments)  # a wrong option or a missing argument raises
 
 
-@pytest.mark.parametrize("guide", GUIDES)
-def test_sections_can_be_read(guide: str) -> None:
-    sections = [YAML(typ="safe").load(block) for block in blocks(guide) if block.startswith("gate:")]
+@pytest.mark.parametrize(
+    ("guide", "name", "spec"), [("gate.md", "gate", GateSpec), ("calibration.md", "calibrate", CalibrateSpec)]
+)
+def test_sections_can_be_read(guide: str, name: str, spec: type[Spec]) -> None:
+    sections = [YAML(typ="safe").load(block) for block in blocks(guide) if block.startswith(f"{name}:")]
     assert sections
     for section in sections:
-        GateSpec.model_validate(section["gate"])
+        spec.model_validate(section[name])
+
+
+def test_the_guide_lists_every_dimension_with_its_minimum() -> None:
+    page = (DOCS / "calibration.md").read_text(encoding="utf-8")
+    listed = {}
+    for names, least in re.findall(r"^\| (`.*`) \|.*\| ([\d.]+) \|$", page, re.MULTILINE):
+        listed |= {name.strip("` "): float(least) for name in names.split(",")}
+    assert listed == MinScores().model_dump()
 
 
 def test_commands_named_in_a_sentence_exist() -> None:

@@ -112,6 +112,15 @@ def test_the_score_is_the_lowest_of_all_references_and_all_missing_is_named() ->
     assert (report["kinds"]["score"], report["kinds"]["verdict"]) == (0.5, "THIN")
 
 
+def test_a_conversation_is_covered_when_all_that_it_has_is() -> None:
+    with_result = talk()
+    with_result["messages"].insert(1, {"role": "tool", "content": "42"})
+    traffic = profile(*[talk()] * 4, with_result)
+    report = measure_text(MinScores(), {"traffic": traffic}, profile(talk()))
+    assert report["roles"]["score"] == pytest.approx(0.8), "not 10 of 11 roles"
+    assert report["roles"]["missing"] == [{"name": "tool", "share": pytest.approx(0.2), "against": "traffic"}]
+
+
 def test_sources_without_kinds_are_not_compared_by_kind() -> None:
     unlabelled = talk()
     del unlabelled["kind"]
