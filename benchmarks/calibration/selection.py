@@ -1,6 +1,6 @@
 """Does choosing calibration conversations by coverage beat choosing them at random, for a quarter of the tokens?
 
-    python benchmarks/calibration/selection.py [--seeds 3] [--tokens 16384] [--methods gptq4,awq4] [--items 200]
+    python benchmarks/calibration/selection.py [--seeds 3] [--tokens 16384] [--methods gptq4,awq4] [--items 150]
 
 For each seed a different half of the reference pool is the pool, the same for all arms: random for the whole budget of
 tokens, and random, stratified and coverage for a quarter of it (the latter two matched to the reference traffic). Each
@@ -46,6 +46,8 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 }
 ARMS = {"random": 1.0, "random/4": 0.25, "stratified/4": 0.25, "coverage/4": 0.25}
 KEYS = ("kl", *TESTS)
+LONGEST = 512
+"""Questions of more tokens are left out: they would take most of the time."""
 
 
 def half(seed: int, path: Path) -> None:
@@ -71,6 +73,8 @@ def questions(items: int) -> list[tuple[str, list[int], int]]:
                 asked["messages"], tools=asked.get("tools"), tokenize=True, add_generation_prompt=True, return_dict=True
             )["input_ids"]
             ids = render(tokenizer, record)
+            if len(ids) > LONGEST:
+                continue
             ends = len(ids) - ids[::-1].index(tokenizer.eos_token_id)  # a newline of the template's comes behind
             made.append((test, ids[:ends], len(prompt)))
     return sorted(made, key=lambda q: len(q[1]))
@@ -147,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16384)
-    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--items", type=int, default=150)
     parser.add_argument("--methods", default="gptq4,awq4")
     arguments = parser.parse_args()
     import torch
