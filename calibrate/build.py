@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from calibrate.coverage import demand, measure
 from calibrate.duplicates import near_duplicates
 from calibrate.features import Profile
 from calibrate.fix import fillers
-from calibrate.packing import pack
+from calibrate.packing import Rows, pack
 from calibrate.pool import Entry, Pool, read_pool
 from calibrate.reference import Sample, read_items, read_traffic
 from calibrate.render import Rendered, check_vocabulary, context_length, load_tokenizer
@@ -107,47 +107,19 @@ def build(
             raise _nothing_left(pool)
         references = _references(spec, traffic, tests)
         with progress.task("calibrate: measure coverage"):
-            chosen, report, added = _covered(spec, candidates, entries, references)
+            chosen, report, added = _covered(spec, candidates, entries, references, avoid=found)
         report["contamination"] = _contamination(spec, tests, found, chosen)
         write_json(out / COVERAGE, report)
         _refuse_test_items(spec, found, chosen, progress)
         demand(spec.coverage, report)
-        masks = [made.mask or [] for made in chosen.rendered] if spec.loss_mask == "assistant" else None
-        if masks is not None and not any(map(any, masks)):
-            raise UsageError("calibrate.loss_mask: assistant, and no conversation chosen has a word of the assistant's")
+        masks = _masks(spec, chosen)
         rows = pack([made.ids for made in chosen.rendered], spec.max_seq_length, masks)
         digest = write_set(out, chosen.records, rows)
-        cut = [made.whole - len(made.ids) for made in chosen.rendered if made.whole > len(made.ids)]
-        summary: dict[str, Any] = {
-            "samples": len(chosen.records),
-            "requested": spec.num_calibration_samples if spec.target_tokens is None else None,
-            "target_tokens": spec.target_tokens,
-            "tokens": report["tokens"],
-            "rows": int(rows.input_ids.shape[0]),
-            "row_length": int(rows.input_ids.shape[1]),
-            "tokens_repeated": rows.repeated,
-            "loss_tokens": None if masks is None else sum(map(sum, masks)),
-            "truncated": len(cut),
-            "tokens_cut": sum(cut),
-            "read": pool.counts.read,
-            "pool": len(pool),
+        summary = {
+            **_summary(spec, pool, chosen, report, rows),
             "added": added,
-            "bad_lines": pool.counts.bad_lines,
-            "unanswered": pool.counts.unanswered,
-            "duplicates": pool.counts.duplicates,
-            "near_duplicates": pool.counts.near_duplicates,
-            "too_long": pool.counts.too_long,
-            "contaminated": pool.counts.contaminated,
-            "contamination": report["contamination"]["verdict"],
-            "selection": spec.selection,
+            "loss_tokens": None if masks is None else sum(map(sum, masks)),
             "seed": seed,
-            "sources": [
-                {"path": name, "pool": len(of), "chosen": sum(e.source == number for e in chosen.entries)}
-                for number, (name, of) in enumerate(zip(pool.sources, pool.entries, strict=True))
-            ],
-            "kinds": {kind: counts["samples"] for kind, counts in report["kinds"].items()},
-            "tools_called": report["tools"]["called"],
-            "coverage": report["verdict"],
             "tokens_sha256": sha256_file(out / TOKENS),
             "digest": digest,
             "seconds": round(time.monotonic() - started, 2),
@@ -163,6 +135,51 @@ class _Chosen:
     records: list[Record]
     rendered: list[Rendered]
     profile: Profile
+
+
+def _summary(spec: CalibrateSpec, pool: Pool, chosen: _Chosen, report: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+    counts = pool.counts
+    cut = [made.whole - len(made.ids) for made in chosen.rendered if made.whole > len(made.ids)]
+    return {
+        "samples": len(chosen.records),
+        "requested": spec.num_calibration_samples if spec.target_tokens is None else None,
+        "target_tokens": spec.target_tokens,
+        "tokens": report["tokens"],
+        "rows": int(rows.input_ids.shape[0]),
+        "row_length": int(rows.input_ids.shape[1]),
+        "tokens_repeated": rows.repeated,
+        "truncated": len(cut),
+        "tokens_cut": sum(cut),
+        "read": counts.read,
+        "pool": len(pool),
+        "bad_lines": counts.bad_lines,
+        "unanswered": counts.unanswered,
+        "duplicates": counts.duplicates,
+        "near_duplicates": counts.near_duplicates,
+        "too_long": counts.too_long,
+        "contaminated": counts.contaminated,
+        "contamination": report["contamination"]["verdict"],
+        "selection": spec.selection,
+        "sources": [
+            {"path": name, "pool": len(of), "chosen": sum(e.source == number for e in chosen.entries)}
+            for number, (name, of) in enumerate(zip(pool.sources, pool.entries, strict=True))
+        ],
+        "kinds": {kind: counted["samples"] for kind, counted in report["kinds"].items()},
+        "tools_called": report["tools"]["called"],
+        "coverage": report["verdict"],
+    }
+
+
+def _masks(spec: CalibrateSpec, chosen: _Chosen) -> list[list[int]] | None:
+    if spec.loss_mask == "none":
+        return None
+    masks = [made.mask or [] for made in chosen.rendered]
+    if not any(map(any, masks)):
+        raise UsageError(
+            "calibrate.loss_mask: assistant, and no conversation chosen has a word of the assistant's",
+            remedy="Raise calibrate.max_seq_length if the answers were cut off, or set loss_mask: none.",
+        )
+    return masks
 
 
 def _check_length(spec: CalibrateSpec, context: int | None) -> None:
@@ -220,13 +237,18 @@ def _nothing_left(pool: Pool) -> DataError:
 
 
 def _covered(
-    spec: CalibrateSpec, candidates: Candidates, entries: list[Entry], references: Mapping[str, Profile]
+    spec: CalibrateSpec,
+    candidates: Candidates,
+    entries: list[Entry],
+    references: Mapping[str, Profile],
+    *,
+    avoid: Collection[Entry],
 ) -> tuple[_Chosen, dict[str, Any], int]:
-    """(the set, its coverage, how many conversations `coverage.fix` added to it)."""
+    """(the set, its coverage, how many conversations `coverage.fix` added to it, none of `avoid`)."""
     chosen, report = _measured(spec, candidates, entries, references)
     added: list[Entry] = []
     if spec.coverage.fix and report["verdict"] != "COVERED":
-        added = fillers(candidates, chosen.entries, chosen.profile, references, report)
+        added = fillers(candidates, chosen.entries, chosen.profile, references, report, avoid)
         if added:
             chosen, report = _measured(spec, candidates, [*entries, *added], references)
     if lacking(report["text"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from calibrate.candidates import Candidates
@@ -21,10 +21,11 @@ def fillers(
     have: Profile,
     references: Mapping[str, Profile],
     report: Mapping[str, Any],
+    avoid: Collection[Entry] = (),
 ) -> list[Entry]:
     """Entries to add: the first ones of each kind and tool that is below the minimum, then greedily until every
-    dimension of `report` reaches its threshold, as far as the sources can."""
-    held = set(chosen)
+    dimension of `report` reaches its threshold, as far as the sources can; none of `avoid`."""
+    held = {*chosen, *avoid}
     spare = [entry for entry in candidates.pool.all() if entry not in held]
     too_long = candidates.too_long(spare)
     spare = [entry for entry in spare if entry not in too_long]

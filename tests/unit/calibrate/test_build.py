@@ -315,6 +315,19 @@ def test_fix_adds_what_the_sources_have(model: Path, write: Write, tmp_path: Pat
     assert {"greek", "tool"} <= {r["kind"] for r in chosen_of(tmp_path / "fixed")}
 
 
+def test_fix_adds_no_test_item(model: Path, write: Write, tmp_path: Path) -> None:
+    plain = [item(n, "plain") for n in range(20)]
+    tested, other = (item(n, "greek", text=text) for n, text in ((1, "Καλημέρα σε"), (2, "Γεια σας από")))
+    path = write(*plain, tested, other)
+    exam = write({"id": "t", "messages": tested["messages"][:1], "expected": {"text": "Answer 1"}}, name="exam.jsonl")
+    coverage = {"fix": True, "min_per_kind": 1, "min_score": {"scripts": 1.0}}
+    settings: dict[str, Any] = {"num_calibration_samples": 4, "selection": "random", "shuffle": False}
+    make(model, tmp_path / "out", path, evals={"exam": exam}, coverage=coverage, **settings)
+    said = [record["messages"][0]["content"] for record in chosen_of(tmp_path / "out")]
+    assert other["messages"][0]["content"] in said
+    assert tested["messages"][0]["content"] not in said
+
+
 def test_a_budget_of_tokens(model: Path, pool: Path, tmp_path: Path) -> None:
     summary = make(model, tmp_path / "out", pool, target_tokens=600, coverage={"min_per_kind": 1})
     longest = max(summary["row_length"], 32)
