@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import statistics
 import tempfile
 import time
@@ -119,7 +120,7 @@ def score(folder: Path, asked: list[tuple[str, list[int], int]], base: list[Any]
 def run(arm: str, method: str, seed: int, tokens: int, folder: Path, asked: Any, base: Any) -> dict[str, float]:
     """Build the arm's set, quantize with it, score; one printed row."""
     selection = arm.partition("/")[0]
-    pool, out, candidate = folder / f"half-{seed}.jsonl", folder / "set", folder / "candidate"
+    pool, out = folder / f"half-{seed}.jsonl", folder / f"{method}-{seed}-{arm.replace('/', '-')}"
     if not pool.is_file():
         half(seed, pool)
     values: dict[str, Any] = {
@@ -130,13 +131,13 @@ def run(arm: str, method: str, seed: int, tokens: int, folder: Path, asked: Any,
     }
     if selection != "random":
         values["match"] = str(DATA / "traffic.jsonl")
-    for made in (out, candidate):
-        made.mkdir(exist_ok=True)
+    out.mkdir()
     started = time.monotonic()
     built = build(CalibrateSpec.model_validate(values), model=MODEL, seed=seed, out=out, progress=SILENT)
     spec = QuantizeSpec.model_validate({"methods": METHODS[method]})
-    quantize(spec, model=MODEL, calibration=out, seed=seed, out=candidate, progress=SILENT)
-    found = score(candidate / "checkpoint", asked, base)
+    quantize(spec, model=MODEL, calibration=out, seed=seed, out=out, progress=SILENT)
+    found = score(out / "checkpoint", asked, base)
+    shutil.rmtree(out)
     print(
         f"| {method} | {seed} | {arm} | {built['samples']} | {built['tokens']} | {found['kl']:.4f} | "
         + " | ".join(f"{100 * found[test]:.1f}" for test in TESTS)
