@@ -26,6 +26,10 @@ PACKAGES = ("llmcompressor", "compressed-tensors", "torch", "transformers", "saf
 TELLING = ("Hessian inversion failed", "Skipping smooth_layer", "NaN")
 
 
+MASKED = ("awq",)
+"""Methods whose loss llm-compressor can restrict to some tokens."""
+
+
 class LlmCompressor:
     """`backend: llmcompressor`."""
 
@@ -54,7 +58,7 @@ def _run(job: Job, progress: Progress, notes: list[str]) -> tuple[list[str], dic
     from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
 
     from quantize.backends.modifiers import build
-    from quantize.backends.rows import isolates, loader
+    from quantize.backends.rows import has_loss_mask, isolates, loader
 
     set_seed(job.seed)
     stored, computed = _dtypes(job)
@@ -77,7 +81,16 @@ def _run(job: Job, progress: Progress, notes: list[str]) -> tuple[list[str], dic
         if job.tokens and not any(made.requires_calibration_data for made in recipe):
             raise RuntimeError(f"{names} should look at data and llm-compressor would not show it any")
         data = loader(model, job.tokens, job.batch_size) if job.tokens else None
-        oneshot(model=model, recipe=recipe, dataset=data, trust_remote_code_model=job.trust_remote_code)
+        masked = job.tokens is not None and has_loss_mask(job.tokens)
+        if masked and (blind := [method.name for method in job.methods if method.name not in MASKED]):
+            notes.append(f"{', '.join(blind)} looks at every token: only {MASKED[0]} has a loss that can be masked")
+        oneshot(
+            model=model,
+            recipe=recipe,
+            dataset=data,
+            use_loss_mask=masked,
+            trust_remote_code_model=job.trust_remote_code,
+        )
     layers = sorted(name for name, module in model.named_modules() if _quantized(module))
     with progress.task("quantize: write the checkpoint"):
         _declare_reduced(model)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
@@ -20,7 +21,7 @@ class _Seen(Exception):  # noqa: N818 - ends a forward pass early, nothing is wr
 
 
 def read_rows(model: Any, tokens: Path) -> list[dict[str, torch.Tensor]]:
-    """Keyword arguments of a forward pass for each row; int64 [length] each."""
+    """Keyword arguments of a forward pass for each row; int64 [length] each. A `loss_mask` is not among them."""
     kept = load_file(tokens)
     ids = kept["input_ids"].long()
     if "position_ids" not in kept or "position_ids" not in inspect.signature(model.forward).parameters:
@@ -29,9 +30,19 @@ def read_rows(model: Any, tokens: Path) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "position_ids": place} for row, place in zip(ids, places, strict=True)]
 
 
+def has_loss_mask(tokens: Path) -> bool:
+    """Do the rows say which tokens the loss looks at?"""
+    with safe_open(tokens, framework="pt") as kept:
+        return "loss_mask" in kept.keys()  # noqa: SIM118 - not a dict
+
+
 def loader(model: Any, tokens: Path, batch_size: int) -> Any:
-    """Rows of equal length, in order: nothing is cut or padded by a collator, and nothing is shuffled again."""
+    """Rows of equal length, in order: nothing is cut or padded by a collator, and nothing is shuffled again. Where the
+    rows have a `loss_mask`, it goes with them; llm-compressor takes it out before the model runs."""
     rows: Any = read_rows(model, tokens)
+    if has_loss_mask(tokens):
+        masks = load_file(tokens)["loss_mask"].long()
+        rows = [{**row, "loss_mask": mask} for row, mask in zip(rows, masks, strict=True)]
     return DataLoader(rows, batch_size=batch_size, shuffle=False)
 
 

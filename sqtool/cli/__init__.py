@@ -20,6 +20,7 @@ from sqtool.errors import EXIT_CANCELLED, EXIT_INFRASTRUCTURE, SqtoolError, did_
 COMMANDS = {
     "quantize": "Run a recipe: quantize, measure, gate, speculate, release.",
     "plan": "Show what a run would do, how long it takes and what the gate could decide. Runs nothing.",
+    "calibrate": "Build a recipe's calibration set and say how well it covers the traffic.",
     "eval": "Evaluate a recipe's candidate, or any model, on tasks.",
     "gate": "Judge a candidate against its baseline; the exit code is the verdict.",
     "speculate": "Run a recipe up to the four arms of speculative decoding.",

@@ -69,6 +69,7 @@ class Facts:
     coverage: list[str] = field(default_factory=list)
     coverage_table: Table | None = None
     as_served: Table | None = None
+    coverage_dimensions: Table | None = None
     drift: Table | None = None
     changes: Table | None = None
     arms: Table | None = None

@@ -99,6 +99,38 @@ def test_thin_coverage_is_shown_from_what_the_failed_stage_left(make_run: Make) 
     assert facts.coverage[-1] == "too few of kind lookup: 1 of 8"
 
 
+def test_scores_of_coverage_are_a_table_and_what_is_missing_is_said(make_run: Make) -> None:
+    folder = make_run()
+    path = folder / "calibrate/coverage.json"
+    coverage = json.loads(path.read_text())
+    sides = {"against": {"traffic": 0.71, "evals": 1.0}, "open": False, "missing_count": 2}
+    gone = [
+        {"name": "Han|*", "share": 0.29, "against": "traffic", "in_pool": 4, "items": ["pool.jsonl:7"]},
+        {"name": "Thai", "share": 0.001, "against": "traffic", "in_pool": 0, "items": []},
+    ]
+    coverage["text"] = {
+        "scripts": {"score": 0.71, "threshold": 0.95, "verdict": "THIN", "missing": gone, **sides},
+        "tools": {"score": 0.0, "threshold": 0.0, "verdict": "COVERED", "missing": [], **sides, "open": True},
+    }
+    coverage["model"] = {"kv_range": {"score": 1.0, "threshold": 0.9, "verdict": "COVERED", "missing": []}}
+    hit = {"conversation": "pool.jsonl:3", "item": "exam: t1", "how": "question", "text": "what"}
+    coverage["contamination"] = {"verdict": "CONTAMINATED", "items": 9, "found": [hit]}
+    path.write_text(json.dumps(coverage))
+    facts = collect(folder)
+    assert facts.coverage_dimensions is not None
+    assert facts.coverage_dimensions.rows == (
+        ("scripts", "0.710", "0.95", "THIN", "traffic 0.710, evals 1.000"),
+        ("tools", "0.000", "0.00", "measured only", "traffic 0.710, evals 1.000"),
+        ("kv range", "1.000", "0.90", "COVERED", ""),
+    )
+    assert "missing of scripts: Han|*, 29.0 % of the traffic; 4 in the sources, e.g. pool.jsonl:7" in facts.coverage
+    assert "missing of scripts: Thai, 0.1 % of the traffic; none in the sources" in facts.coverage
+    assert "pool.jsonl:3 and exam: t1 share question: what" in facts.coverage
+    text = write_report(folder).read_text()
+    assert "| scripts | 0.710 |" in text
+    assert "Han\\|\\*" in text, "names from data are no markup"
+
+
 def test_no_state_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         collect(tmp_path)
