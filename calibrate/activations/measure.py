@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from calibrate.activations.histograms import RATIO_EDGES, count_ratios
 from calibrate.activations.traffic import Sample, batches
 from sqtool.progress import SILENT, Progress
 
@@ -31,7 +32,8 @@ def measure(
     something).
 
     Returns {"calibration_tokens", "traffic_tokens", "kinds", "layers": [R], "kv": [{"layer", "keys": R, "values": R}],
-    "experts": [E], "non_finite": [layer]} with, of the magnitudes |x| that enter a layer,
+    "experts": [E], "channel_ratios": {"edges", "counts"} (traffic over calibration maximum of every channel of every
+    layer), "non_finite": [layer]} with, of the magnitudes |x| that enter a layer,
 
     R = {"name", "also" (layers with the same input), "calibration_max", "traffic_max", "ratio" (traffic over
     calibration; None when nothing was calibrated), "saturated" (share of traffic tokens with a value beyond the
@@ -123,6 +125,10 @@ def _found(watch: Watch, kinds: Sequence[str]) -> dict[str, Any]:
             {"name": name, "calibration": routing.calibration.tolist(), "traffic": routing.traffic.tolist()}
             for name, routing in watch.routing.items()
         ],
+        "channel_ratios": {
+            "edges": list(RATIO_EDGES),
+            "counts": [sum(bins) for bins in zip(*(map(_bins, watch.ranges.values())), strict=True)],
+        },
         "non_finite": [r["name"] for r in places if r.pop("non_finite")],
     }
 
@@ -156,9 +162,23 @@ def _range(found: Range, kinds: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _bins(found: Range) -> list[int]:
+    if found.maximum is None or found.traffic is None:
+        return count_ratios([])
+    pairs = zip(found.traffic.float().tolist(), found.maximum.float().tolist(), strict=True)
+    return count_ratios(_excess(traffic, maximum) for traffic, maximum in pairs)
+
+
+def _excess(traffic: float, maximum: float) -> float:
+    """Traffic over calibration maximum, infinite where calibration saw nothing but 0."""
+    if maximum:
+        return traffic / maximum
+    return math.inf if traffic else 1.0
+
+
 def _worst(maximum: list[float], traffic: list[float], shares: list[float]) -> list[dict[str, Any]]:
     """The channels with most traffic tokens beyond them; among equals those that are exceeded by most."""
-    excess = [t / m if m else math.inf for t, m in zip(traffic, maximum, strict=True)]
+    excess = [_excess(t, m) for t, m in zip(traffic, maximum, strict=True)]
     places = sorted((i for i, share in enumerate(shares) if share), key=lambda i: (-shares[i], -excess[i], i))
     return [
         {
@@ -185,9 +205,8 @@ def _by_kind(found: Range, kinds: Sequence[str], *, channels: int) -> dict[str, 
 
 
 def _ratio(traffic: float, calibration: float) -> float | None:
-    if calibration == 0:
-        return 1.0 if traffic == 0 else None
-    return _short(traffic / calibration)
+    excess = _excess(traffic, calibration)
+    return _short(excess) if math.isfinite(excess) else None
 
 
 def _short(number: float) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from calibrate.activations.histograms import overlap
 from calibrate.activations.judge import COVERED, UNCOVERED, judge, kind_scores, kinds_to_add
 from calibrate.activations.spec import ActivationsSpec
 from calibrate.activations.traffic import Sample, sample, within
@@ -22,7 +23,7 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expe
 
 def model_coverage(
     spec: ActivationsSpec | None,
-    calibration: Sequence[Sequence[int]],
+    calibration: Iterable[tuple[str, Sequence[int]]],
     traffic: Iterable[Record] | None,
     *,
     model: Path,
@@ -31,7 +32,8 @@ def model_coverage(
     progress: Progress,
     trust_remote_code: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Run the unmodified model over the calibration set (token ids of each conversation) and a sample of the traffic
+    """Run the unmodified model over the calibration set (kind and token ids of each
+    conversation) and a sample of the traffic
     (whole conversations, answers included; None when nobody gave any, and then only experts can be counted);
     {dimension: {"score", "threshold", "verdict", "missing"}} as `judge` describes it, empty when there is nothing to
     measure. Writes `out/activations.json`, the figures layer by layer.
@@ -54,7 +56,7 @@ def model_coverage(
     served, lost = sample(traffic or [], tokenizer, max_tokens=spec.traffic_tokens, max_length=spec.max_length)
     if lost:
         progress.note(f"calibrate: {lost} conversations of the traffic cannot be rendered and are left out")
-    chosen = within([Sample(tuple(ids), "calibration") for ids in calibration], spec.calibration_tokens)
+    chosen = within([Sample(tuple(ids), kind) for kind, ids in calibration], spec.calibration_tokens)
     with progress.task("calibrate: load the model"):
         network = load_model(model, spec, trust_remote_code=trust_remote_code)
     found = measure(network, chosen, served, batch_tokens=spec.batch_tokens, progress=progress)
@@ -66,10 +68,15 @@ def model_coverage(
             remedy="The model is broken as it is, before any quantization; or its dtype is too narrow for it.",
         )
     dimensions = judge(spec, found, expects_experts=experts)
-    write_json(
-        out / ACTIVATIONS,
-        {"dimensions": dimensions, "add_kinds": kinds_to_add(found), "kind_scores": kind_scores(found), **found},
-    )
+    figures = {
+        "dimensions": dimensions,
+        "limits": {"ratio": spec.max_range_ratio, "saturated": spec.max_saturated},
+        "add_kinds": kinds_to_add(found),
+        "kind_scores": kind_scores(found),
+        "overlap": overlap(chosen, served),
+        **found,
+    }
+    write_json(out / ACTIVATIONS, figures)
     for name, row in dimensions.items():
         if row["verdict"] != COVERED:
             progress.note(f"calibrate: {name} is {row['verdict']}: {row['missing'][0]}")

@@ -50,6 +50,14 @@ class WorseItem:
     candidate: str
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A picture beside report.md, and what it shows in words."""
+
+    file: str
+    alt: str
+
+
 @dataclass
 class Facts:
     """Everything that the report shows; empty where the run has not come that far."""
@@ -67,6 +75,9 @@ class Facts:
     coverage: list[str] = field(default_factory=list)
     coverage_table: Table | None = None
     coverage_dimensions: Table | None = None
+    plots: list[Plot] = field(default_factory=list)
+    plots_from: str = ""
+    """The file with the figures that `plots` are drawn from."""
     drift: Table | None = None
     arms: Table | None = None
     acceptance: Table | None = None
@@ -172,9 +183,11 @@ def _add_coverage(facts: Facts, state: Mapping[str, Any], folder: Path | None, f
     coverage = _read(place / "coverage.json")
     if not isinstance(coverage, Mapping):
         return
+    from sqtool.report.activations import add_activations
     from sqtool.report.coverage import add_coverage
 
     add_coverage(facts, coverage)
+    add_activations(facts, place)
 
 
 def _add_drift(facts: Facts, drift: Mapping[str, Any] | None) -> None:
