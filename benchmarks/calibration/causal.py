@@ -25,8 +25,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from calibrate.activations.judge import judge
-from calibrate.activations.spec import ActivationsSpec
 from calibrate.build import build
 from calibrate.render import load_tokenizer, render
 from calibrate.spec import CalibrateSpec
@@ -40,6 +38,7 @@ from sqtool.progress import SILENT
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "artifacts/reference/target"
 POOL = ROOT / "artifacts/reference/data/calibration.jsonl"
+TRAFFIC = ROOT / "artifacts/reference/data/traffic.jsonl"
 WORK = ROOT / "artifacts/causal"
 TOKENS = 12_000
 TRAFFIC_TOKENS = 24_000
@@ -56,20 +55,15 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
     "look-up": ("lookup", "long_lookup"),
 }
 """All of the reference data is in one script, so no script can be held out; digits are the nearest to one."""
+DIMENSIONS = (
+    *("kinds", "prompt_length", "output_length", "special_tokens", "tokens"),
+    *("activation_range", "activation_saturation", "activation_channels", "kv_range"),
+)
 METHODS: dict[str, Any] = {
     "gptq4": [{"gptq": {"scheme": "W4A16_ASYM", "actorder": "static", "dampening_frac": 0.001}}],
     "awq4": [{"awq": {"scheme": "W4A16_ASYM", "n_grid": 10}}],
 }
 ITEMS = EvaluateSpec.model_validate({"drift": {"items": 240, "prose_items": 20, "max_length": LONGEST}})
-# Only to measure: nothing is refused here. Scores do not depend on the limits, and the table uses the default ones.
-LENIENT = {
-    "max_range_ratio": 1e9,
-    "max_kv_ratio": 1e9,
-    "max_saturated": 0.999999,
-    "max_beyond_channel": 0.999999,
-    "traffic_tokens": TRAFFIC_TOKENS,
-    "max_length": LONGEST,
-}
 
 
 def pool_without(kinds: tuple[str, ...], seed: int, path: Path) -> int:
@@ -101,13 +95,16 @@ def run(method: str, stratum: str, seed: int, states: Path, out: Path) -> dict[s
             "num_calibration_samples": count,
             "max_seq_length": LONGEST,
             "selection": "random",
-            "coverage": {"min_per_kind": 0},
-            "activations": LENIENT,
+            "near_duplicates": None,
+            "match": str(TRAFFIC),
+            # Only to measure: nothing is refused here.
+            "coverage": {"min_per_kind": 0, "refuse": "never"},
+            "activations": {"traffic_tokens": TRAFFIC_TOKENS, "max_length": LONGEST},
         }
     )
     build(spec, model=MODEL, seed=seed, out=out / "calibrate", progress=SILENT)
     seen = read_json(out / "calibrate" / "activations.json")
-    text = read_json(out / "calibrate" / "coverage.json")
+    coverage = read_json(out / "calibrate" / "coverage.json")
     recipe = QuantizeSpec.model_validate({"methods": METHODS[method]})
     quantize(recipe, model=MODEL, calibration=out / "calibrate", seed=0, out=out / "quantize", progress=SILENT)
     candidate = out / "quantize" / "checkpoint"
@@ -115,13 +112,16 @@ def run(method: str, stratum: str, seed: int, states: Path, out: Path) -> dict[s
     result = {
         "stratum": stratum,
         "seed": seed,
-        "dimensions": judge(ActivationsSpec(), seen, expects_experts=False),
+        "dimensions": {
+            name: {key: found[key] for key in ("score", "threshold", "verdict")}
+            for name, found in {**coverage["text"], **coverage["model"]}.items()
+        },
         "kinds": {
             kind: {
                 "kl": part["answers"]["kl_mean"],
                 "top1": part["answers"]["top1_agreement"],
                 "beyond": 1 - seen["kind_scores"][kind],
-                "tokens": text["kinds"].get(kind, {}).get("tokens", 0) / text["tokens"],
+                "tokens": coverage["kinds"].get(kind, {}).get("tokens", 0) / coverage["tokens"],
             }
             for kind, part in found["by_kind"].items()
             if "kl_mean" in part["answers"] and kind in seen["kind_scores"]
@@ -149,7 +149,7 @@ def table(method: str, results: list[dict[str, Any]]) -> None:
     today = datetime.datetime.now(datetime.UTC).date()
     cores = len(os.sched_getaffinity(0))
     print(f"{today}, {platform.machine()}, {cores} cores, {method}, {TOKENS} calibration tokens, {len(results)} runs\n")
-    dimensions = list(base[0]["dimensions"])
+    dimensions = [d for d in DIMENSIONS if d in base[0]["dimensions"]]
     print("Coverage before quantizing, with the verdict of the default limits (worst of the seeds):\n")
     print("| held out | " + " | ".join(dimensions) + " |\n" + "| --- " * (len(dimensions) + 1) + "|")
     for stratum in HELD_OUT:

@@ -2,7 +2,6 @@
 
 spec.py        the recipe section `calibrate.activations:`
 traffic.py     the traffic as a sample of token ids, in batches
-served.py      the traffic sample beside the reference model
 load.py        the unmodified model, ready to run
 watch.py       hooks that keep running maxima and counts while it runs
 measure.py     both passes: calibration for the maxima, traffic for what lies beyond them

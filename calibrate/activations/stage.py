@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.activations.histograms import overlap
-from calibrate.activations.judge import COVERED, UNCOVERED, judge, kind_scores, kinds_to_add
+from calibrate.activations.judge import COVERED, judge, kind_scores, kinds_to_add
 from calibrate.activations.spec import ActivationsSpec
 from calibrate.activations.traffic import Sample, sample, within
-from calibrate.pool import Record
-from sqtool.errors import CoverageError, DataError
+from calibrate.conversation import Record
+from sqtool.errors import DataError
 from sqtool.files import read_json, write_json
 from sqtool.progress import Progress
 
@@ -91,19 +91,3 @@ def declares_experts(config: dict[str, Any]) -> bool:
     """Does config.json speak of more than one expert a layer?"""
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     return any(isinstance(n := part.get(key), int) and n > 1 for part in parts for key in EXPERTS)
-
-
-def demand_model(dimensions: dict[str, dict[str, Any]]) -> None:
-    """Raises CoverageError when a dimension is UNCOVERED, with what is missing. THIN is told and goes on."""
-    holes = {name: row for name, row in dimensions.items() if row["verdict"] == UNCOVERED}
-    if not holes:
-        return
-    said = "; ".join(
-        f"{name} {row['score']:.4g} where {row['threshold']:.4g} is needed ({row['missing'][0]})"
-        for name, row in holes.items()
-    )
-    raise CoverageError(
-        f"the calibration set does not reach what traffic does in the model: {said}",
-        remedy="Add conversations of the kinds named to calibrate.sources, raise num_calibration_samples, or change "
-        "the limits in calibrate.activations; activations.json has every layer.",
-    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calibrate.pool import NO_KIND, Record
+from calibrate.conversation import NO_KIND, Record
 from calibrate.render import render
 from sqtool.files import canonical_json, sha256_text
 

@@ -1,4 +1,4 @@
-"""Coverage at the model level as sentences, and the plots that go with it."""
+"""Plots of coverage, and what they are drawn from."""
 
 from __future__ import annotations
 
@@ -27,8 +27,5 @@ def add_activations(facts: Facts, folder: Path) -> None:
         f"{activations['calibration_tokens']} tokens of calibration and {activations['traffic_tokens']} of traffic "
         "went through the unmodified model"
     )
-    for name, row in activations["dimensions"].items():
-        facts.coverage.append(f"{name}: {row['verdict']}, {row['score']:.4g} where {row['threshold']:.4g} is needed")
-        facts.coverage += [f"{name}: {text}" for text in row["missing"]]
     facts.plots = [Plot(file, alt) for file, alt in alt_texts(activations).items()]
     facts.plots_from = str(path)

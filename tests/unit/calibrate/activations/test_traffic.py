@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.activations.served import read_served, traffic_beside, with_answer
 from calibrate.activations.traffic import Sample, batches, sample, within
 from calibrate.render import load_tokenizer, render
-from sqtool.errors import DataError
 from tests.contract.tiny import make_tokenizer
 
 
-def question(n: int, **more: Any) -> dict[str, Any]:
-    return {"id": f"q{n}", "kind": "ask", "messages": [{"role": "user", "content": f"Question {n}?"}], **more}
+def question(n: int) -> dict[str, Any]:
+    return {"id": f"q{n}", "kind": "ask", "messages": [{"role": "user", "content": f"Question {n}?"}]}
 
 
-def write(path: Path, *records: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
+def talk(n: int) -> dict[str, Any]:
+    asked = question(n)
+    return {**asked, "messages": [*asked["messages"], {"role": "assistant", "content": f"Answer {n}"}]}
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +27,8 @@ def tokenizer(tiny: Path) -> Any:
     return load_tokenizer(tiny)
 
 
-def test_expected_answers_are_part_of_the_traffic() -> None:
-    text = with_answer(question(1, expected={"text": "An answer"}))
-    assert text["messages"][-1] == {"role": "assistant", "content": "An answer"}
-    called = with_answer(question(1, expected={"calls": [{"name": "f", "arguments": {"x": 1}}]}))
-    assert called["messages"][-1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
-    assert with_answer(question(1, expected={"calls": []})) == question(1, expected={"calls": []})
-    assert with_answer(question(1)) == question(1)
-
-
 def test_a_sample_is_whole_conversations_whatever_their_order(tokenizer: Any) -> None:
-    records = [with_answer(question(n, expected={"text": f"Answer {n}"})) for n in range(40)]
+    records = [talk(n) for n in range(40)]
     whole = {tuple(render(tokenizer, record)) for record in records}
     found, lost = sample(records, tokenizer, max_tokens=300, max_length=400)
     assert lost == 0
@@ -61,26 +49,9 @@ def test_long_conversations_are_cut_to_the_limit(tokenizer: Any) -> None:
 
 def test_what_the_template_cannot_render_is_counted(tmp_path: Path) -> None:
     make_tokenizer(tmp_path, template="{{ messages[0].content }}{{ raise_exception('no') if messages|length > 1 }}")
-    records = [question(1), with_answer(question(2, expected={"text": "x"}))]
+    records = [question(1), talk(2)]
     found, lost = sample(records, load_tokenizer(tmp_path), max_tokens=99, max_length=99)
     assert (len(found), lost) == (1, 1)
-
-
-def test_bad_traffic_names_file_line_and_field(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.jsonl", question(1), {"id": "x"})
-    with pytest.raises(DataError, match=r"t\.jsonl.*2.*messages"):
-        list(read_served(path))
-
-
-def test_where_traffic_is(tmp_path: Path) -> None:
-    model = tmp_path / "pair" / "target"
-    model.mkdir(parents=True)
-    assert traffic_beside(model) is None
-    beside = tmp_path / "pair" / "data" / "traffic.jsonl"
-    beside.parent.mkdir()
-    write(beside, question(1, expected={"text": "yes"}))
-    assert traffic_beside(model) == beside
-    assert list(read_served(beside)) == [with_answer(question(1, expected={"text": "yes"}))]
 
 
 lists = st.lists(st.builds(lambda n, k: Sample(tuple(range(n)), k), st.integers(1, 50), st.sampled_from("ab")))
