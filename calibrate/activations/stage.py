@@ -12,7 +12,7 @@ from calibrate.activations.judge import COVERED, judge, kind_scores, kinds_to_ad
 from calibrate.activations.spec import ActivationsSpec
 from calibrate.activations.traffic import Sample, sample, within
 from calibrate.conversation import Record
-from sqtool.errors import DataError
+from sqtool.errors import DataError, InfrastructureError
 from sqtool.files import read_json, write_json
 from sqtool.progress import Progress
 
@@ -38,7 +38,7 @@ def model_coverage(
     {dimension: {"score", "threshold", "verdict", "missing"}} as `judge` describes it, empty when there is nothing to
     measure. Writes `out/activations.json`, the figures layer by layer.
 
-    Raises DataError when the model gives NaN, InfrastructureError when it cannot be loaded.
+    Raises DataError when the model gives NaN, InfrastructureError when it cannot be loaded or run.
     """
     if spec is None:
         return {}
@@ -59,7 +59,14 @@ def model_coverage(
     chosen = within([Sample(tuple(ids), kind) for kind, ids in calibration], spec.calibration_tokens)
     with progress.task("calibrate: load the model"):
         network = load_model(model, spec, trust_remote_code=trust_remote_code)
-    found = measure(network, chosen, served, batch_tokens=spec.batch_tokens, progress=progress)
+    try:
+        found = measure(network, chosen, served, batch_tokens=spec.batch_tokens, progress=progress)
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise InfrastructureError(
+            f"{type(network).__name__} cannot be watched: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            remedy="Lower calibrate.activations.batch_tokens where memory ran out; otherwise `calibrate: {activations: "
+            "null}` leaves coverage at the model level out.",
+        ) from error
     del network
     if found["non_finite"]:
         raise DataError(

@@ -99,3 +99,15 @@ def test_without_traffic_experts_are_counted_all_the_same(tmp_path: Path) -> Non
     with pytest.raises(CoverageError, match=r"experts 0\.\d+ of 1\.0000 .*selects expert 4 for 0"):
         run(model, tmp_path / "out")
     assert run(model, tmp_path / "out2", min_tokens_per_expert=0)["model"] == {}
+
+
+def test_a_model_that_cannot_be_run_says_how_to_go_on(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("shapes do not fit\nat length")
+
+    monkeypatch.setattr("calibrate.activations.measure._forward", broken)
+    model = place(tmp_path, tiny, [talk(1, "plain words", "plain")])
+    with pytest.raises(InfrastructureError, match=r"LlamaForCausalLM cannot .*RuntimeError: shapes do not fit$"):
+        run(model, tmp_path / "out")
