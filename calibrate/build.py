@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibrate.activations.stage import model_coverage
 from calibrate.artifact import COVERAGE, RECORDS, TOKENS, write_card, write_set
 from calibrate.candidates import BATCH, Candidates, profile
 from calibrate.contamination import ItemIndex, Overlap, overlaps
-from calibrate.conversation import Record
-from calibrate.coverage import demand, measure
+from calibrate.conversation import NO_KIND, Record
+from calibrate.coverage import conclude, demand, measure
 from calibrate.duplicates import near_duplicates
 from calibrate.features import Profile
 from calibrate.fix import fillers
@@ -111,6 +112,18 @@ def build(
         report["contamination"] = _contamination(spec, tests, found, chosen)
         write_json(out / COVERAGE, report)
         _refuse_test_items(spec, found, chosen, progress)
+        demand(spec.coverage, report)
+        report["model"] = model_coverage(
+            spec.activations,
+            ((r.get("kind") or NO_KIND, m.ids) for r, m in zip(chosen.records, chosen.rendered, strict=True)),
+            None if traffic is None else (record for _, record in traffic.records),
+            model=model,
+            tokenizer=tokenizer,
+            out=out,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+        )
+        write_json(out / COVERAGE, conclude(report))
         demand(spec.coverage, report)
         masks = _masks(spec, chosen)
         rows = pack([made.ids for made in chosen.rendered], spec.max_seq_length, masks)

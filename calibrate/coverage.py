@@ -104,14 +104,19 @@ def demand(spec: CoverageSpec, report: Mapping[str, Any]) -> None:
             parts.append(f"{what}s below the minimum: {', '.join(shown)}")
     for part in PARTS:
         for name, found in lacking(report.get(part, {})).items():
-            parts.append(f"{name} {found['score']:.2f} of {found['threshold']:.2f}{_examples(found['missing'])}")
+            # Shares of what must hardly ever happen are close to 1.
+            digits = 4 if found["threshold"] > 0.99 else 2
+            scores = f"{found['score']:.{digits}f} of {found['threshold']:.{digits}f}"
+            parts.append(f"{name} {scores}{_examples(found['missing'])}")
     said = "is too thin" if report["verdict"] == "THIN" else "does not cover the traffic"
     raise CoverageError(f"the calibration set {said}: {'; '.join(parts)}", remedy=_remedy(report, kinds + tools))
 
 
 def _examples(missing: Sequence[Any]) -> str:
     named = [m for m in missing if isinstance(m, Mapping) and "name" in m and "share" in m][:3]
-    return f" (missing: {', '.join(in_words(m) for m in named)})" if named else ""
+    if named:
+        return f" (missing: {', '.join(in_words(m) for m in named)})"
+    return f" ({missing[0]})" if missing and isinstance(missing[0], str) else ""
 
 
 def in_words(missing: Mapping[str, Any]) -> str:
@@ -135,5 +140,11 @@ def _remedy(report: Mapping[str, Any], short: list[dict[str, Any]]) -> str:
         said.append(
             "`sqtool calibrate RECIPE --fix` adds conversations that the sources have of what is missing; or raise "
             "calibrate.num_calibration_samples, give their source more weight, or lower calibrate.coverage."
+        )
+    if lacking(report.get("model", {})):
+        said.append(
+            "Add conversations like the traffic that goes beyond to calibrate.sources, raise "
+            "calibrate.num_calibration_samples, or change the limits in calibrate.activations (activations.json has "
+            "every layer)."
         )
     return " ".join(said) or "Change the sources, or lower calibrate.coverage."

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from calibrate.activations.spec import ActivationsSpec
 from sqtool.spec import Spec
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
@@ -165,6 +166,8 @@ class CalibrateSpec(Spec):
         default="error", description="A line that is no conversation: an error, or left out and counted."
     )
     coverage: CoverageSpec = CoverageSpec()
+    activations: ActivationsSpec | None = ActivationsSpec()
+    """What the model itself sees of calibration and traffic; null leaves it out."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> CalibrateSpec:

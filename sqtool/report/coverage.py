@@ -63,8 +63,9 @@ def dimension_rows(found: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, .
     return tuple(
         (
             name.replace("_", " "),
-            f"{one['score']:.3f}",
-            f"{one['threshold']:.2f}",
+            # Shares of what must hardly ever happen are close to 1.
+            f"{one['score']:.4f}" if one["threshold"] > 0.99 else f"{one['score']:.3f}",
+            f"{one['threshold']:.3f}" if one["threshold"] > 0.99 else f"{one['threshold']:.2f}",
             "measured only" if one.get("open") and not one["threshold"] else one["verdict"],
             ", ".join(f"{side} {score:.3f}" for side, score in one.get("against", {}).items()),
         )

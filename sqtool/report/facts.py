@@ -50,6 +50,14 @@ class WorseItem:
     candidate: str
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A picture beside report.md, and what it shows in words."""
+
+    file: str
+    alt: str
+
+
 @dataclass
 class Facts:
     """Everything that the report shows; empty where the run has not come that far."""
@@ -70,6 +78,9 @@ class Facts:
     coverage_table: Table | None = None
     as_served: Table | None = None
     coverage_dimensions: Table | None = None
+    plots: list[Plot] = field(default_factory=list)
+    plots_from: str = ""
+    """The file with the figures that `plots` are drawn from."""
     drift: Table | None = None
     changes: Table | None = None
     arms: Table | None = None
@@ -182,9 +193,11 @@ def _add_coverage(facts: Facts, state: Mapping[str, Any], folder: Path | None, f
     coverage = _read(place / "coverage.json")
     if not isinstance(coverage, Mapping):
         return
+    from sqtool.report.activations import add_activations
     from sqtool.report.coverage import add_coverage
 
     add_coverage(facts, coverage)
+    add_activations(facts, place)
 
 
 def _add_as_served(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> None:

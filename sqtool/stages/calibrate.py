@@ -16,6 +16,8 @@ ROWS_PER_SECOND = 120.0
 """Conversations rendered and tokenized a second, seen on 2 cores."""
 START_SECONDS = 4.0
 """Import of transformers and load of a tokenizer."""
+TOKENS_PER_SECOND = 2000.0
+"""Tokens a second through the reference model for its activations, seen on 2 busy cores."""
 PROBE_BYTES = 1 << 20
 BYTES_PER_TOKEN = 4
 
@@ -99,7 +101,11 @@ def expected_tokens(spec: CalibrateSpec, inputs: Inputs) -> int:
     return max(1, round(spec.num_calibration_samples * mean))
 
 
-def preflight(spec: CalibrateSpec, _inputs: Inputs) -> Estimate:
+def preflight(spec: CalibrateSpec, inputs: Inputs) -> Estimate:
     count = spec.num_calibration_samples
-    rule = f"{START_SECONDS:.0f} s to start, {ROWS_PER_SECOND:.0f} conversations/s"
-    return Estimate(START_SECONDS + count / ROWS_PER_SECOND, work=count, rule=rule, details={"samples": count})
+    seconds, rule = START_SECONDS + count / ROWS_PER_SECOND, f"{ROWS_PER_SECOND:.0f} conversations/s"
+    if spec.activations is not None:
+        tokens = min(expected_tokens(spec, inputs), spec.activations.calibration_tokens)
+        seconds += (tokens + spec.activations.traffic_tokens) / TOKENS_PER_SECOND
+        rule += f", {TOKENS_PER_SECOND:.0f} tokens/s through the model"
+    return Estimate(seconds, work=count, rule=f"{START_SECONDS:.0f} s to start, {rule}", details={"samples": count})

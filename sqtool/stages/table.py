@@ -39,7 +39,7 @@ _QUANTIZERS = (*_HF, "llmcompressor", "compressed-tensors")
 STAGES: tuple[Stage, ...] = (
     Stage(
         "calibrate", ("calibrate",), (), "sqtool.stages.calibrate",
-        code=("calibrate",), reads=("model",), tools=("transformers", "datasketch"), sees=("quantize", "evaluate"),
+        code=("calibrate",), reads=("model",), tools=(*_HF, "datasketch"), sees=("quantize", "evaluate"),
     ),
     Stage(
         "quantize", ("quantize",), ("calibrate",), "sqtool.stages.quantize",

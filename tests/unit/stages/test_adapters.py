@@ -146,7 +146,8 @@ def test_calibration_sources_are_data_and_must_exist(inputs: Inputs, tmp_path: P
     with pytest.raises(DataError, match=r"calibrate\.match: no such file"):
         calibrate.data_files(matched, inputs)
     (tmp_path / "traffic.jsonl").touch()
-    assert calibrate.data_files(matched, inputs) == [tmp_path / n for n in ("pool.jsonl", "traffic.jsonl", "t.jsonl")]
+    names = ("pool.jsonl", "traffic.jsonl", "evals/tasks/t.yaml", "t.jsonl")
+    assert calibrate.data_files(matched, inputs) == [tmp_path / name for name in names]
     assert calibrate.expected_tokens(matched, inputs) == 5000
 
 
