@@ -47,7 +47,8 @@ def make(
     **settings: Any,
 ) -> dict[str, Any]:
     out.mkdir(exist_ok=True, parents=True)
-    values = {"sources": [{"path": str(path)}], "max_seq_length": 256, **settings}
+    # The model's folder has a tokenizer and no weights.
+    values = {"sources": [{"path": str(path)}], "max_seq_length": 256, "activations": None, **settings}
     if "target_tokens" not in values:
         values.setdefault("num_calibration_samples", 12)
     return build(CalibrateSpec.model_validate(values), model=model, seed=seed, out=out, progress=progress, evals=evals)
