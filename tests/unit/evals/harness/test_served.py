@@ -19,7 +19,7 @@ from evals.scorers import Answer, Loglikelihood
 from evals.spec import EvaluateSpec
 from sqtool.errors import DataError, EngineError
 from tests.unit.evals.harness.bars import Bars
-from tests.unit.evals.harness.conftest import ROOT, TASKS, Completions
+from tests.unit.evals.harness.conftest import ROOT, TASKS, Completions, network
 
 FEW = Limits(concurrency=4, timeout=30, retries=2)
 
@@ -45,7 +45,7 @@ def test_it_agrees_with_the_transformers_model(
     there, here = tmp_path / "there", tmp_path / "here"
     results = [
         run(asked, lm, root=ROOT, out=out, key="k")
-        for lm, out in ((served(tiny, completions), there), (InProcess(tiny, device="cpu"), here))
+        for lm, out in ((served(tiny, completions), there), (InProcess(network(tiny), batch_size=16), here))
     ]
     for task in ("lookup_text", "lookup_choice"):
         for left, right in zip(rows(there, task), rows(here, task), strict=True):
