@@ -152,8 +152,8 @@ class EngineCheck:
         follows, nats), "top_k_p99" (the same of the engine's k most likely), "top1_agreement", "top1_near", "passed"},
         or {"problem", "passed": None} when there is nothing to compare with.
 
-        Engines round logits to 16 bits, so that tokens nearly as likely as one another are tied there. `top1_near`
-        counts positions where the engine's most likely token is within the tolerance of transformers' own."""
+        Engines round logits to 16 bits, so that tokens nearly as likely as one another may change places there.
+        `top1_near` counts positions where the engine's most likely token is within the tolerance of transformers'."""
         gaps = np.concatenate(self._gaps) if self._gaps else np.zeros((0, 1))
         if not len(gaps):
             return {"problem": self.problem or "the engine was asked other tokens", "passed": None}
