@@ -33,7 +33,8 @@ WRITTEN_ON_SAVE = "generation_config.json"
 SIMULATED = "simulated.json"
 
 QUANTIZED_PART = re.compile(
-    r"\.(weight_packed|weight_scale|weight_zero_point|weight_shape|weight_g_idx|weight_global_scale|input_scale)$"
+    r"\.(weight_packed|weight_scale|weight_zero_point|weight_shape|weight_g_idx|weight_global_scale|input_scale"
+    r"|input_global_scale)$"
 )
 
 

@@ -67,7 +67,7 @@ def plan(spec: QuantizeSpec, *, model: Path, tokens: int | None = None) -> dict[
             }
         )
     weights = sum(found.linears[name].weights for name in quantized)
-    bits = sum(found.linears[name].weights * b for name, b in quantized.items()) / weights
+    bits = sum(found.linears[name].weights * b for name, b in quantized.items()) / max(1, weights)
     seconds = _seconds(chosen, found, tokens or DEFAULT_TOKENS)
     return {
         "architecture": found.architecture,

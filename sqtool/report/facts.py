@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sqtool.errors import DataError
-from sqtool.report.numbers import percent, size, span
+from sqtool.report.numbers import percent, size, span, value
 from sqtool.runfolder import RunFolder
 
 AS_STORED = "as stored"
@@ -181,6 +181,28 @@ def _add_saves(facts: Facts, quantize: Mapping[str, Any] | None) -> None:
     layers, bits = quantize.get("layers_quantized"), quantize.get("bits_per_weight")
     if layers:
         facts.saves.append(f"{layers} layers quantized" + (f", {bits:.2f} bits per weight in them" if bits else ""))
+    _add_quantization_errors(facts, quantize)
+
+
+def _add_quantization_errors(facts: Facts, quantize: Mapping[str, Any]) -> None:
+    """What the backend measured while it worked."""
+    for key, what in (("weight_error", "weights"), ("output_error", "outputs")):
+        error = (quantize.get("layers") or {}).get(key)
+        if error:
+            worst = error["worst"][0]
+            facts.saves.append(
+                f"relative error of a layer's {what}: mean {value(error['mean'])}, most {value(worst[key])} in "
+                f"{worst['name']}"
+            )
+    cache = (quantize.get("details") or {}).get("kv_cache")
+    if cache:
+        share = cache["saturated_share"]
+        facts.saves.append(
+            f"KV cache in FP8 with calibrated scales; of the calibration tokens, {percent(share['k'])} of keys and "
+            f"{percent(share['v'])} of values lie outside of their range, at most "
+            f"{percent(cache['worst']['saturated_share'])} in {cache['worst']['name']}"
+        )
+    facts.caveats += [str(note) for note in quantize.get("notes") or [] if "KV cache" in note or "FP8 scale" in note]
 
 
 def _add_coverage(facts: Facts, state: Mapping[str, Any], folder: Path | None, failed: Path) -> None:

@@ -186,3 +186,27 @@ def test_more_tools_may_cost_nothing(make_run: Make) -> None:
     assert facts.tool_counts is not None
     assert facts.tool_counts.notes[0] == "tool_count, baseline: call_match does not fall with more tools."
     assert facts.failures is None
+
+
+def test_what_the_quantizer_measured(make_run: Make) -> None:
+    folder = make_run()
+    path = folder / "quantize" / "result.json"
+    result = json.loads(path.read_text())
+    note = "the KV cache of model.layers.0.self_attn has a scale of 1, as if it was never calibrated"
+    result["summary"] |= {
+        "layers": {"weight_error": {"mean": 0.11, "worst": [{"name": "model.layers.0.q", "weight_error": 0.2}]}},
+        "details": {
+            "kv_cache": {
+                "saturated_share": {"k": 0.0, "v": 0.0125},
+                "worst": {"name": "model.layers.7.self_attn", "saturated_share": 0.5},
+            }
+        },
+        "notes": [note, "something else"],
+    }
+    path.write_text(json.dumps(result))
+    facts = collect(folder)
+    assert "relative error of a layer's weights: mean 0.11, most 0.2 in model.layers.0.q" in facts.saves
+    (cache,) = [line for line in facts.saves if line.startswith("KV cache in FP8")]
+    assert "0.00 % of keys and 1.25 % of values" in cache
+    assert "50.00 % in model.layers.7.self_attn" in cache
+    assert facts.caveats == [note]
