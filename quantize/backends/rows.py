@@ -62,7 +62,7 @@ def conversations(tokens: Path) -> Any:
         starts = [*(places[row] == 0).nonzero().flatten().tolist(), len(places[row])]
         for start, end in pairwise(starts):
             if end - start > 1:
-                one = {name: values[row, start:end] for name, values in columns.items()}
+                one: dict[str, Any] = {name: values[row, start:end] for name, values in columns.items()}
                 found.append({**one, "attention_mask": torch.ones_like(one["input_ids"])})
     return found
 
