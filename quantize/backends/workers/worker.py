@@ -155,7 +155,9 @@ def _seed(number: int) -> None:
 
 def _die_with_the_caller() -> None:
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not sys.stdin: its lock would still be held when the interpreter ends.
+        while os.read(0, 1):
+            pass
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
