@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,18 @@ def _load(folder: Path, device: str, dtype: str, tokens: Sequence[int]) -> tuple
         # A packed checkpoint is unpacked by its first forward pass, which this is.
         check_head(model, head, torch.tensor([list(tokens[:CHECK_TOKENS])], device=device))
     return model, head
+
+
+def _load_candidate(folder: Path, device: str, dtype: str, tokens: Sequence[int]) -> tuple[Any, Head]:
+    """`_load`, for formats too that transformers does not read by itself."""
+    from evals.packed_words import packed_format
+    from evals.unpacked import unpack
+
+    if packed_format(folder) is None:
+        return _load(folder, device, dtype, tokens)
+    with tempfile.TemporaryDirectory(prefix="sqtool-drift-") as place:
+        unpack(folder, Path(place) / "model")
+        return _load(Path(place) / "model", device, dtype, tokens)
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -201,7 +214,7 @@ def drift(
     columns: list[np.ndarray[Any, np.dtype[Any]]] = []
     with torch.inference_mode(), progress.task("drift: candidate", total=total) as task:
         # Both sides in one type: what differs then is the quantization alone.
-        network, head = _load(candidate, device, manifest["dtype"], groups[-1][-1].tokens)
+        network, head = _load_candidate(candidate, device, manifest["dtype"], groups[-1][-1].tokens)
         base_head = load_head(states / HEAD_FILE, scale=manifest["scale"], softcap=manifest["softcap"], device=device)
         if head.vocab != base_head.vocab:
             raise UsageError(

@@ -8,8 +8,8 @@ not quantized in the model's own type.
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +19,7 @@ from typing import Any
 
 from quantize.backends.base import Job, Outcome
 from quantize.backends.environments import folder, python
-from quantize.headers import read_header, weight_files
+from quantize.headers import PICKLES, weight_files
 from sqtool.errors import InfrastructureError, UsageError
 from sqtool.files import read_json, write_json
 from sqtool.progress import Progress
@@ -28,7 +28,8 @@ WORKER = Path(__file__).with_name("workers") / "worker.py"
 OLD_TRANSFORMERS = ("autoawq", "auto-gptq")
 """Those whose transformers (4.51) reads neither files nor keys of transformers 5."""
 LEFT_OUT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-TAIL = 4000
+TAIL = 8000
+ERROR = re.compile(r"^[\w.]*(Error|Exception)\b")
 
 
 class External:
@@ -44,7 +45,8 @@ class External:
             raise UsageError(f"backend {self.name} needs calibration data", remedy="Add a calibrate section.")
         with tempfile.TemporaryDirectory(prefix=".worker-", dir=job.out.parent) as place:
             work = Path(place)
-            private_copy(job.model, work / "model", old=self.name in OLD_TRANSFORMERS)
+            old = self.name in OLD_TRANSFORMERS
+            private_copy(job.model, work / "model", old=old, with_code=job.trust_remote_code)
             write_json(work / "spec.json", self._spec(job, work))
             with progress.task(f"quantize: {self.name}"):
                 self._start(interpreter, work, job.log)
@@ -136,20 +138,34 @@ def conversations(tokens: Path) -> list[list[int]]:
     return [ids for at, ids in enumerate(found) if at not in fillers]
 
 
-def private_copy(model: Path, out: Path, *, old: bool) -> None:
-    """The model's folder with links to its weights; with `old`, config and tokenizer as transformers 4 wrote them."""
+def private_copy(model: Path, out: Path, *, old: bool, with_code: bool) -> None:
+    """The model's folder with links to its weights; with `old`, config and tokenizer as transformers 4 wrote them.
+
+    Without `with_code` there is neither Python in it nor a key that names some: auto-gptq trusts whatever is there.
+    """
     out.mkdir()
     for path in model.iterdir():
         if path.suffix == ".safetensors":
             (out / path.name).symlink_to(path.resolve())
-        elif path.is_file():
+        elif path.is_file() and not _unwanted(path, with_code):
             shutil.copyfile(path, out / path.name)
-    if not old:
-        return
-    write_json(out / "config.json", old_config(read_json(out / "config.json")))
-    names = out / "tokenizer_config.json"
-    if names.is_file():
-        write_json(names, {**read_json(names), "tokenizer_class": "PreTrainedTokenizerFast"})
+    for name, rewrite in (("config.json", old_config), ("tokenizer_config.json", old_tokenizer)):
+        path = out / name
+        if not path.is_file():
+            continue
+        value = read_json(path)
+        if not with_code:
+            value.pop("auto_map", None)
+        write_json(path, rewrite(value) if old else value)
+
+
+def _unwanted(path: Path, with_code: bool) -> bool:
+    return any(path.match(pattern) for pattern in PICKLES) or (path.suffix == ".py" and not with_code)
+
+
+def old_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json with the class that transformers 4 has for a tokenizer.json."""
+    return {**config, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def old_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -228,6 +244,8 @@ def _explain(name: str, code: int, log: Path) -> InfrastructureError:
             f"backend {name} was killed, most likely because memory ran out",
             remedy="Lower quantize.batch_size or calibrate.num_calibration_samples, or use a larger machine.",
         )
-    text = log.read_bytes()[-TAIL:].decode(errors="replace").strip().splitlines()
-    last = text[-1] if text else f"exit code {code}"
-    return InfrastructureError(f"backend {name} failed: {last}", remedy=f"The whole story is in {log}.")
+    lines = log.read_bytes()[-TAIL:].decode(errors="replace").strip().splitlines()
+    # Messages may go on over several lines: the one that names the exception says most.
+    named = [line for line in lines if ERROR.match(line)]
+    told = (named or lines or [f"exit code {code}"])[-1]
+    return InfrastructureError(f"backend {name} failed: {told}", remedy=f"The whole story is in {log}.")

@@ -37,6 +37,21 @@ def autoawq(spec: dict[str, Any], notes: list[str]) -> None:
     """AutoAWQ takes token ids as they are. It joins them and cuts the result into blocks of `max_calib_seq_len`,
     and drops a sequence that is longer; the caller's are not, if that is their longest."""
     from awq import AutoAWQForCausalLM
+    from awq.quantize.quantizer import AwqQuantizer
+
+    class Quantizer(AwqQuantizer):
+        """Keeps a copy of the weights during the search for scales. AutoAWQ takes `tensor.cpu()` for one, which on a
+        CPU is the tensor itself: the search then multiplies the weights by every scale that it tries."""
+
+        def _compute_best_scale(
+            self, x: Any, w_mean: Any, x_mean: Any, module2inspect: Any, *others: Any
+        ) -> Any:
+            real = module2inspect.state_dict
+            module2inspect.state_dict = lambda: {name: value.clone() for name, value in real().items()}
+            try:
+                return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *others)
+            finally:
+                del module2inspect.state_dict
 
     arguments, sequences = spec["arguments"], spec["sequences"]
     model = AutoAWQForCausalLM.from_pretrained(
@@ -61,6 +76,7 @@ def autoawq(spec: dict[str, Any], notes: list[str]) -> None:
         max_calib_samples=len(sequences),
         max_calib_seq_len=longest,
         n_parallel_calib_samples=spec["batch_size"],
+        quantizer_cls=Quantizer,
     )
     blocks = sum(len(ids) for ids in sequences) // longest
     notes.append(f"autoawq joined the conversations and cut them into {blocks} blocks of {longest} tokens")
@@ -68,16 +84,10 @@ def autoawq(spec: dict[str, Any], notes: list[str]) -> None:
 
 
 def auto_gptq(spec: dict[str, Any], notes: list[str]) -> None:
-    """AutoGPTQ names its device `cuda:0` in the source; without a GPU the name is pointed at the CPU."""
+    """AutoGPTQ asks for CUDA when it loads a model and names its device `cuda:0` in the source; without a GPU the
+    question is answered for it, and the name is pointed at the CPU."""
+    import auto_gptq.modeling._base as base
     import torch
-
-    if not ON_GPU:
-        # It asks at load only whether CUDA is there, and moves layers to the constant from then on.
-        torch.cuda.is_available = lambda: True
-        import auto_gptq.modeling._base as base
-
-        base.CUDA_0 = torch.device("cpu")
-        torch.cuda.empty_cache = lambda: None
     from auto_gptq import AutoGPTQForCausalLM, BaseQuantizeConfig
 
     arguments = spec["arguments"]
@@ -89,13 +99,21 @@ def auto_gptq(spec: dict[str, Any], notes: list[str]) -> None:
         desc_act=arguments["actorder"] is not None,
         static_groups=arguments["actorder"] == "static",
     )
-    model = AutoGPTQForCausalLM.from_pretrained(
-        spec["model"],
-        config,
-        torch_dtype=_dtype(spec),
-        trust_remote_code=spec["trust_remote_code"],
-        local_files_only=True,
-    )
+    dtype, asked = _dtype(spec), torch.cuda.is_available
+    if not ON_GPU:
+        base.CUDA_0 = torch.device("cpu")
+        torch.cuda.synchronize = torch.cuda.empty_cache = lambda: None
+        torch.cuda.is_available = lambda: True
+    try:
+        model = AutoGPTQForCausalLM.from_pretrained(
+            spec["model"],
+            config,
+            torch_dtype=dtype,
+            trust_remote_code=spec["trust_remote_code"],
+            local_files_only=True,
+        )
+    finally:
+        torch.cuda.is_available = asked
     model.quantize(_examples(spec["sequences"]), batch_size=spec["batch_size"])
     model.save_quantized(spec["out"], use_safetensors=True)
 
@@ -120,7 +138,7 @@ def gptqmodel(spec: dict[str, Any], notes: list[str]) -> None:
             **common,
         )
     model = GPTQModel.load(
-        spec["model"], config, dtype=_dtype(spec), trust_remote_code=spec["trust_remote_code"], local_files_only=True
+        spec["model"], config, dtype=_dtype(spec), trust_remote_code=spec["trust_remote_code"]
     )
     shortest = min(len(ids) for ids in spec["sequences"])
     model.quantize(
@@ -140,7 +158,9 @@ def _dtype(spec: dict[str, Any]) -> Any:
     if name == "auto":
         config = json.loads((Path(spec["model"]) / "config.json").read_text(encoding="utf-8"))
         own = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-        name = own if ON_GPU else "float32"
+        # GPTQModel's AWQ layers take 16 bits only.
+        sixteen = spec["backend"] == "gptqmodel" and spec["method"] == "awq"
+        name = (own if own != "float32" or not sixteen else "bfloat16") if ON_GPU or sixteen else "float32"
     return getattr(torch, name)
 
 
@@ -164,7 +184,6 @@ def _die_with_the_caller() -> None:
 
 
 ON_GPU = False
-"""Asked once: AutoGPTQ is told otherwise later."""
 RUN = {"autoawq": autoawq, "auto-gptq": auto_gptq, "gptqmodel": gptqmodel}
 
 
