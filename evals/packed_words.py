@@ -2,8 +2,8 @@
 
 transformers reads neither without a further package, and a processor may have no kernel for them.
 
-AWQ (https://github.com/casper-hansen/AutoAWQ, `WQLinear_GEMM`): `qweight` [columns, rows / 8] packs eight output features to a
-word in the order 0 2 4 6 1 3 5 7, `qzeros` [groups, rows / 8] alike, `scales` [groups, rows].
+AWQ (https://github.com/casper-hansen/AutoAWQ, `WQLinear_GEMM`): `qweight` [columns, rows / 8] packs eight output
+features to a word in the order 0 2 4 6 1 3 5 7, `qzeros` [groups, rows / 8] alike, `scales` [groups, rows].
 GPTQ (https://github.com/AutoGPTQ/AutoGPTQ, version 1): `qweight` [columns / n, rows] packs n = 32 / bits input features
 to a word, `qzeros` [groups, rows / n] output features, stored one too small, `scales` [groups, rows], and `g_idx`
 [columns] names the group of each column.
@@ -63,7 +63,9 @@ def _check(model: Path, quantization: dict[str, Any]) -> None:
         return
     if method == "gptq" and bits in (4, 8) and form == "gptq":
         return
-    raise EngineError(f"{model}: this {method} variant ({bits} bits, {version if method == 'awq' else form}) is not known")
+    raise EngineError(
+        f"{model}: this {method} variant ({bits} bits, {version if method == 'awq' else form}) is not known"
+    )
 
 
 def _awq(parts: dict[str, Any], bits: int) -> torch.Tensor:

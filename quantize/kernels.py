@@ -110,7 +110,7 @@ def _cuda_weight_only(scheme: Scheme, shape: Shape, runtime: Runtime) -> Kernel:
     if _capability(runtime) == HOPPER:
         if group in MACHETE_GROUPS and not shape.rows % MACHETE_TILE.rows and not shape.columns % MACHETE_TILE.columns:
             return Kernel("runs", "MacheteLinearKernel")
-        why = f"Machete takes group sizes 64 and 128, {MACHETE_TILE.rows} output and {MACHETE_TILE.columns} input features"
+        why = f"Machete takes groups of 64 or 128, {MACHETE_TILE.rows} n outputs and {MACHETE_TILE.columns} n inputs"
     else:
         why = ""
     # Marlin has zero points for 4 bits only (query_marlin_supported_quant_types).
@@ -191,13 +191,11 @@ def _cpu_weight_only(scheme: Scheme, shape: Shape, runtime: Runtime) -> Kernel:
         # engine (evals.engine_env.unsupported).
         return _unpacked(runtime, "vLLM's CPU kernel for 4-bit weights needs AVX-512")
     if shape.rows % WNA16_TILE or shape.columns % WNA16_TILE:
-        return Kernel(
-            "fails", reason=f"CPUWNA16LinearKernel needs multiples of {WNA16_TILE} input and output features"
-        )
+        return Kernel("fails", reason=f"CPUWNA16LinearKernel needs multiples of {WNA16_TILE} input and output features")
     return Kernel("runs", "CPUWNA16LinearKernel")
 
 
-def _cpu_int8(scheme: Scheme, _shape: Shape, runtime: Runtime) -> Kernel:
+def _cpu_int8(_scheme: Scheme, _shape: Shape, runtime: Runtime) -> Kernel:
     if runtime.x86 and not runtime.flags & {"avx512_vnni", "avx_vnni", "amx_int8"}:
         why = "this processor lacks VNNI: sums of the full range saturate (reduce_range: true avoids it)"
         return Kernel("fallback", "CPUInt8ScaledMMLinearKernel", why)

@@ -58,7 +58,7 @@ def plan(
     found = read_model(model)
     chosen = assign(spec, found)
     size = found.nbytes
-    methods = []
+    methods: list[dict[str, Any]] = []
     quantized: dict[str, float] = {}
     for (where, method), layers in chosen:
         scheme = method.weights()
@@ -163,10 +163,8 @@ def _served_warnings(served: Sequence[Served], runtime: Runtime | None) -> list[
 def _memory_warnings(needed: int, available: int | None) -> list[str]:
     if available is None or needed <= available:
         return []
-    return [
-        f"quantizing may need {needed / 1e9:.1f} GB of memory, and this machine has {available / 1e9:.1f} GB "
-        "(an estimate, see memory.rule)"
-    ]
+    has = f"this machine has {available / 1e9:.1f} GB"
+    return [f"quantizing may need {needed / 1e9:.1f} GB of memory, and {has} (an estimate, see memory.rule)"]
 
 
 Assignment = list[tuple[tuple[str, MethodSpec], list[Linear]]]

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,7 @@ def conversations(tokens: Path) -> list[list[int]]:
         found += [row[start:end] for start, end in zip(starts, [*starts[1:], len(row)], strict=True)]
     # Sorted, a sequence stands right before those that it is a start of.
     order = sorted(range(len(found)), key=lambda at: (found[at], -at))
-    fillers = {
-        a for a, b in zip(order, order[1:], strict=False) if found[b][: len(found[a])] == found[a]
-    }
+    fillers = {a for a, b in pairwise(order) if found[b][: len(found[a])] == found[a]}
     return [ids for at, ids in enumerate(found) if at not in fillers]
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from sqtool.errors import CoverageError
+from sqtool.files import read_json
 
 SHOWN = 3
 
 
-def judge_experts(
-    routed: Mapping[str, Sequence[int]], *, minimum: int, calibrate_all_experts: bool
-) -> tuple[str, ...]:
+def judge_experts(routed: Mapping[str, Sequence[int]], *, minimum: int, calibrate_all_experts: bool) -> tuple[str, ...]:
     """Warnings about experts to which the router sent fewer than `minimum` calibration tokens.
 
     `routed`: for each layer's router the tokens that it sent to each of its experts. With all experts calibrated such
@@ -35,3 +35,13 @@ def judge_experts(
         text,
         remedy="Calibrate with more or other conversations, or set quantize.calibrate_all_experts: true.",
     )
+
+
+def check_experts(coverage: Path, *, minimum: int, calibrate_all_experts: bool) -> tuple[str, ...]:
+    """`judge_experts` of what the calibrate stage measured, in its coverage.json (`model.experts`: for each layer its
+    `name` and, in `calibration`, the tokens of each expert). Nothing where it did not look, or a minimum of 0."""
+    if not minimum or not coverage.is_file():
+        return ()
+    rows = (read_json(coverage).get("model") or {}).get("experts") or []
+    routed = {str(row["name"]): list(row["calibration"]) for row in rows}
+    return judge_experts(routed, minimum=minimum, calibrate_all_experts=calibrate_all_experts)

@@ -1,7 +1,7 @@
 """Which norm or layer AWQ and SmoothQuant scale, and which layers read it, by architecture; and where they are found.
 
-The tables are llm-compressor 0.14's (`modifiers/transform/awq/mappings.py`, `modifiers/transform/smoothquant/utils.py`);
-a contract test compares them with the installed library. They are repeated here so that `plan` needs no torch.
+The tables are llm-compressor 0.14's (`mappings.py` of its awq, `utils.py` of its smoothquant); a contract test compares
+them with the installed library. They are repeated here so that `plan` needs no torch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ class Mapping:
 Mappings = tuple[Mapping, ...]
 
 
-def _table(*rows: tuple[str | tuple[str, str], ...]) -> dict[str, Mappings]:
+def _table(*rows: tuple[str, *tuple[tuple[str, str], ...]]) -> dict[str, Mappings]:
     """Each row: architectures, then (smooth, balance layers); a pattern is written without its leading `re:.*`."""
     table: dict[str, Mappings] = {}
     for architectures, *pairs in rows:
-        assert isinstance(architectures, str)
         mappings = tuple(
             Mapping(f"re:.*{smooth}", tuple(f"re:.*{x}" for x in balance.split())) for smooth, balance in pairs
         )
@@ -100,7 +99,12 @@ AWQ: dict[str, Mappings] = _table(
         (r"up_proj$", r"down_proj$"),
     ),
     (
-        "GraniteForCausalLM LlamaForCausalLM Mistral3ForConditionalGeneration MistralForCausalLM NanbeigeForCausalLM Qwen2ForCausalLM Qwen2_5OmniModel Qwen2_5OmniThinkerForConditionalGeneration Qwen3ForCausalLM SeedOssForCausalLM Ernie4_5_MoeForCausalLM",
+        (
+            "GraniteForCausalLM LlamaForCausalLM Mistral3ForConditionalGeneration MistralForCausalLM "
+            "NanbeigeForCausalLM Qwen2ForCausalLM Qwen2_5OmniModel "
+            "Qwen2_5OmniThinkerForConditionalGeneration Qwen3ForCausalLM SeedOssForCausalLM "
+            "Ernie4_5_MoeForCausalLM"
+        ),
         (r"input_layernorm$", r"q_proj$ k_proj$ v_proj$"),
         (r"v_proj$", r"o_proj$"),
         (r"post_attention_layernorm$", r"gate_proj$ up_proj$"),
@@ -117,7 +121,11 @@ AWQ: dict[str, Mappings] = _table(
         "MuseGlimmerForConditionalGeneration",
         (
             r"language_model.layers.\d+.input_layernorm$",
-            r"language_model.layers.\d+.self_attn.q_proj$ language_model.layers.\d+.self_attn.k_proj$ language_model.layers.\d+.self_attn.v_proj$ language_model.layers.\d+.self_attn.gate_proj$",
+            (
+                r"language_model.layers.\d+.self_attn.q_proj$ language_model.layers.\d+.self_attn.k_proj$ "
+                r"language_model.layers.\d+.self_attn.v_proj$ "
+                r"language_model.layers.\d+.self_attn.gate_proj$"
+            ),
         ),
         (r"language_model.layers.\d+.self_attn.v_proj$", r"language_model.layers.\d+.self_attn.o_proj$"),
         (
@@ -171,7 +179,13 @@ SMOOTHQUANT: dict[str, Mappings] = _table(
         (r"input_layernorm", r"q_proj k_proj v_proj"),
     ),
     (
-        "Gemma2ForCausalLM Gemma3ForCausalLM Gemma3ForConditionalGeneration Glm4MoeForCausalLM GraniteForCausalLM Llama4ForConditionalGeneration LlamaForCausalLM Mistral3ForConditionalGeneration MistralForCausalLM NanbeigeForCausalLM Qwen2ForCausalLM Qwen2_5OmniModel Qwen2_5OmniThinkerForConditionalGeneration Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM SeedOssForCausalLM",
+        (
+            "Gemma2ForCausalLM Gemma3ForCausalLM Gemma3ForConditionalGeneration Glm4MoeForCausalLM "
+            "GraniteForCausalLM Llama4ForConditionalGeneration LlamaForCausalLM "
+            "Mistral3ForConditionalGeneration MistralForCausalLM NanbeigeForCausalLM Qwen2ForCausalLM "
+            "Qwen2_5OmniModel Qwen2_5OmniThinkerForConditionalGeneration "
+            "Qwen2_5_VLForConditionalGeneration Qwen3ForCausalLM SeedOssForCausalLM"
+        ),
         (r"input_layernorm", r"q_proj k_proj v_proj"),
         (r"post_attention_layernorm", r"gate_proj up_proj"),
     ),

@@ -69,7 +69,7 @@ def command(
         raise click.UsageError("--pilot runs what a pilot needs; --until and --force do not go with it")
     with Terminal(settings) as terminal:
         job = load_job(terminal, recipe)
-        plan = make_plan(job, until=until, force=force, progress=terminal.progress)
+        plan = make_plan(job, until=until, force=force, progress=terminal.progress, hash_large=pilot is not None)
         ended, tried = None, None
         if trial and not plan.problems:
             plan, tried = _trial(terminal, plan)
@@ -131,6 +131,8 @@ def show(
         terminal.say(f"{running} stages to run, about {span(total)}" if total is not None else f"{running} to run")
     else:
         terminal.say("everything is there: nothing to run")
+    if plan.unread:
+        terminal.say(f"{len(plan.unread)} large files were not hashed yet: a run does that first, once")
     quantize = next((step for step in plan.steps if "methods" in step.estimate.details), None)
     if quantize is not None:
         terminal.say()
@@ -183,8 +185,8 @@ def as_json(
 
     Beside name, model, draft, seconds and problems: `warnings` (texts), `stages` (of which the gate's
     `details.gate` is `GatePlan.to_dict()`), `pilot` (`Pilot.as_json()`, null without one) and `last_run`
-    (`Measured.to_dict()`, null without a finished evaluation that still holds), `trial` (`Trial.to_json()`, null without
-    one).
+    (`Measured.to_dict()`, null without a finished evaluation that still holds), `trial`
+    (`Trial.to_json()`, null without one). A stage's digest is null where a large file was not hashed.
     """
     from sqtool.pipeline.run import describe
 
@@ -203,7 +205,7 @@ def as_json(
                 "name": step.stage.name,
                 "action": step.action,
                 "why": step.why,
-                "digest": step.digest,
+                "digest": None if plan.unread and step.action == "run" else step.digest,
                 "folder": plan.job.shown(step.folder) if step.action != "skip" else None,
                 "seconds": step.guess.seconds if step.action == "run" else None,
                 "seconds_source": step.guess.source,

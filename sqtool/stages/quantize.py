@@ -29,6 +29,7 @@ def run(spec: QuantizeSpec, inputs: Inputs, out: Path) -> StageResult:
     """Quantize into `out/checkpoint`."""
     from quantize.run import quantize
 
+    _experts(spec, inputs)
     summary = quantize(
         spec,
         model=inputs.model,
@@ -39,6 +40,22 @@ def run(spec: QuantizeSpec, inputs: Inputs, out: Path) -> StageResult:
         trust_remote_code=inputs.trust_remote_code,
     )
     return StageResult(summary)
+
+
+def _experts(spec: QuantizeSpec, inputs: Inputs) -> None:
+    """Says which experts calibration hardly reached; CoverageError where that matters."""
+    from quantize.preflight.experts import check_experts
+
+    folder = inputs.folders.get("calibrate")
+    if folder is None:
+        return
+    wanted = getattr(inputs.sections["calibrate"], "activations", None)
+    for warning in check_experts(
+        folder / "coverage.json",
+        minimum=getattr(wanted, "min_tokens_per_expert", 0),
+        calibrate_all_experts=getattr(spec, "calibrate_all_experts", True),
+    ):
+        inputs.progress.note(f"quantize: {warning}")
 
 
 def skip(spec: QuantizeSpec, _inputs: Inputs) -> str:

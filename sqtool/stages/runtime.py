@@ -54,5 +54,3 @@ def capability() -> int | None:
         return min(round(float(line) * 10) for line in done.stdout.split())
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
-
-

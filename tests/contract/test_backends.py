@@ -1,5 +1,5 @@
-"""Each quantizer that is installed beside llm-compressor makes a checkpoint in the form of every other one, and one that
-computes nearly what the model did."""
+"""Each quantizer that is installed beside llm-compressor makes a checkpoint in the form of every other one, and one
+that computes nearly what the model did."""
 
 from __future__ import annotations
 

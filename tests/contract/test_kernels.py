@@ -1,4 +1,4 @@
-"""Our table of kernels says what the installed vLLM chooses, on this CPU and, asked with a platform put in its place, on
+"""Our table of kernels says what the installed vLLM chooses, on a CPU and, with another platform put in its place, on
 GPUs of each generation."""
 
 from __future__ import annotations
@@ -66,7 +66,13 @@ print("RESULT " + json.dumps({"version": vllm.__version__, "said": said}))
 def test_vllm_chooses_the_kernels_of_the_table(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [str(PYTHON), "-c", ASK], capture_output=True, text=True, timeout=250, check=False, cwd=tmp_path, env=environment
+        [str(PYTHON), "-c", ASK],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stderr[-2000:]

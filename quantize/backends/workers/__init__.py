@@ -1,1 +1,1 @@
-"""What runs in the environments of other quantizers. Nothing here is imported by sqtool: see `quantize.backends.external`."""
+"""What runs in environments of other quantizers; sqtool imports nothing of it (see `quantize.backends.external`)."""

@@ -43,9 +43,7 @@ def autoawq(spec: dict[str, Any], notes: list[str]) -> None:
         """Keeps a copy of the weights during the search for scales. AutoAWQ takes `tensor.cpu()` for one, which on a
         CPU is the tensor itself: the search then multiplies the weights by every scale that it tries."""
 
-        def _compute_best_scale(
-            self, x: Any, w_mean: Any, x_mean: Any, module2inspect: Any, *others: Any
-        ) -> Any:
+        def _compute_best_scale(self, x: Any, w_mean: Any, x_mean: Any, module2inspect: Any, *others: Any) -> Any:
             real = module2inspect.state_dict
             module2inspect.state_dict = lambda: {name: value.clone() for name, value in real().items()}
             try:
@@ -83,7 +81,7 @@ def autoawq(spec: dict[str, Any], notes: list[str]) -> None:
     model.save_quantized(spec["out"], safetensors=True)
 
 
-def auto_gptq(spec: dict[str, Any], notes: list[str]) -> None:
+def auto_gptq(spec: dict[str, Any], _notes: list[str]) -> None:
     """AutoGPTQ asks for CUDA when it loads a model and names its device `cuda:0` in the source; without a GPU the
     question is answered for it, and the name is pointed at the CPU."""
     import auto_gptq.modeling._base as base
@@ -118,7 +116,7 @@ def auto_gptq(spec: dict[str, Any], notes: list[str]) -> None:
     model.save_quantized(spec["out"], use_safetensors=True)
 
 
-def gptqmodel(spec: dict[str, Any], notes: list[str]) -> None:
+def gptqmodel(spec: dict[str, Any], _notes: list[str]) -> None:
     """GPTQModel, for GPTQ and AWQ."""
     from gptqmodel import GPTQModel, QuantizeConfig
     from gptqmodel.quantization import FORMAT, METHOD
@@ -137,9 +135,7 @@ def gptqmodel(spec: dict[str, Any], notes: list[str]) -> None:
             act_group_aware=False,
             **common,
         )
-    model = GPTQModel.load(
-        spec["model"], config, dtype=_dtype(spec), trust_remote_code=spec["trust_remote_code"]
-    )
+    model = GPTQModel.load(spec["model"], config, dtype=_dtype(spec), trust_remote_code=spec["trust_remote_code"])
     shortest = min(len(ids) for ids in spec["sequences"])
     model.quantize(
         _examples(spec["sequences"]), batch_size=spec["batch_size"], calibration_data_min_length=min(10, shortest)
@@ -169,7 +165,7 @@ def _seed(number: int) -> None:
     import torch
 
     random.seed(number)
-    numpy.random.seed(number)  # noqa: NPY002 - the libraries use the global generator
+    numpy.random.seed(number)
     torch.manual_seed(number)
 
 

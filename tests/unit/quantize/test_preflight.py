@@ -12,7 +12,7 @@ from quantize.kernels import Runtime
 from quantize.layers import read_model
 from quantize.methods.gptq import GptqSpec
 from quantize.plan import plan
-from quantize.preflight.experts import judge_experts
+from quantize.preflight.experts import check_experts, judge_experts
 from quantize.preflight.memory import Load, peak_memory
 from quantize.preflight.serving import siblings
 from quantize.preflight.smoothing import resolve_mappings
@@ -187,6 +187,18 @@ def test_rare_experts_warn_or_stop() -> None:
     with pytest.raises(CoverageError, match="2 of 6 experts") as caught:
         judge_experts(routed, minimum=10, calibrate_all_experts=False)
     assert "calibrate_all_experts" in caught.value.remedy
+
+
+def test_experts_are_read_from_the_coverage_report(tmp_path: Path) -> None:
+    report = tmp_path / "coverage.json"
+    assert check_experts(report, minimum=10, calibrate_all_experts=False) == ()
+    rows = [{"name": "model.layers.0.mlp.experts", "calibration": [20, 1], "traffic": [5, 5]}]
+    report.write_text(json.dumps({"text": {}, "model": {"experts": rows}}))
+    assert check_experts(report, minimum=0, calibrate_all_experts=False) == ()
+    (warning,) = check_experts(report, minimum=10, calibrate_all_experts=True)
+    assert "model.layers.0.mlp.experts expert 1 (1)" in warning
+    with pytest.raises(CoverageError):
+        check_experts(report, minimum=10, calibrate_all_experts=False)
 
 
 # --------------------------------------------------------------------------------------------------------- trial
