@@ -26,6 +26,7 @@ COMMANDS = {
     "speculate": "Run a recipe up to the four arms of speculative decoding.",
     "report": "Show or write again the report of a run, also for CI.",
     "explain": "Say why a verdict is what it is, and where to look.",
+    "backend": "List and install the quantizers other than llm-compressor.",
     "schema": "Print the JSON Schema of a recipe or task file, for editors.",
     "doctor": "Say what this machine lacks and the command that repairs it.",
 }

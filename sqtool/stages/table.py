@@ -43,7 +43,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "quantize", ("quantize",), ("calibrate",), "sqtool.stages.quantize",
-        code=("quantize",), reads=("model",), tools=_QUANTIZERS, sees=("calibrate",),
+        code=("quantize",), reads=("model",), tools=_QUANTIZERS, sees=("calibrate", "engine"),
     ),
     Stage(
         "baseline", ("evaluate", "engine"), (), "sqtool.stages.baseline",
