@@ -60,10 +60,6 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
 def row(backend: str, results: dict[str, Any]) -> str:
     """One line of the table."""
     made, seen = results["quantize"], results["evaluate"]
-    scores = []
-    for metric in METRICS:
-        task, _, name = metric.partition(".")
-        scores.append(f"{100 * seen['tasks'][task]['metrics'][name]['mean']:.1f}")
     drift = (seen.get("drift") or {}).get("all") or {}
     cells = [
         backend,
@@ -72,18 +68,20 @@ def row(backend: str, results: dict[str, Any]) -> str:
         f"{made['seconds']:.0f}",
         f"{drift['kl_mean']:.4f}" if drift else "-",
         f"{100 * drift['top1_agreement']:.1f}" if drift else "-",
-        *scores,
+        *scores(seen),
     ]
     return "| " + " | ".join(cells) + " |"
 
 
 def baseline_row(results: dict[str, Any]) -> str:
     """The bf16 model's scores."""
-    seen = results["baseline"]
-    scores = [
-        f"{100 * seen['tasks'][m.partition('.')[0]]['metrics'][m.partition('.')[2]]['mean']:.1f}" for m in METRICS
-    ]
-    return "| bf16 | 16 | - | - | 0 | 100 | " + " | ".join(scores) + " |"
+    return "| bf16 | 16 | - | - | 0 | 100 | " + " | ".join(scores(results["baseline"])) + " |"
+
+
+def scores(summary: dict[str, Any]) -> list[str]:
+    """The means of METRICS in an evaluation's summary, in %."""
+    pairs = (metric.partition(".") for metric in METRICS)
+    return [f"{100 * summary['tasks'][task]['metrics'][name]:.1f}" for task, _, name in pairs]
 
 
 def main() -> None:
@@ -92,10 +90,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200, help="items of each task")
     parser.add_argument("--out", type=Path, help="also write the tables here")
     args = parser.parse_args()
-    lines = [
-        f"{datetime.datetime.now(datetime.UTC).date()}, {args.samples} calibration samples, {args.limit} items a task, "
-        f"scores in %, drift over all positions"
-    ]
+    today = datetime.datetime.now(datetime.UTC).date()
+    lines = [f"{today}, {args.samples} calibration samples, {args.limit} items a task, scores in %"]
     for title, (method, backends) in FORMATS.items():
         lines += ["", f"### {title}", ""]
         lines.append("| backend | bits per weight | MB | seconds | KL (nats) | top-1 % | " + " | ".join(METRICS) + " |")
