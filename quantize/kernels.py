@@ -110,7 +110,8 @@ def _cuda_weight_only(scheme: Scheme, shape: Shape, runtime: Runtime) -> Kernel:
     if _capability(runtime) == HOPPER:
         if group in MACHETE_GROUPS and not shape.rows % MACHETE_TILE.rows and not shape.columns % MACHETE_TILE.columns:
             return Kernel("runs", "MacheteLinearKernel")
-        why = f"Machete takes groups of 64 or 128, {MACHETE_TILE.rows} n outputs and {MACHETE_TILE.columns} n inputs"
+        rows, columns = MACHETE_TILE.rows, MACHETE_TILE.columns
+        why = f"Machete takes groups of 64 or 128, multiples of {rows} output and {columns} input features"
     else:
         why = ""
     # Marlin has zero points for 4 bits only (query_marlin_supported_quant_types).

@@ -23,6 +23,7 @@ from tests.contract.tiny import write_headers
 from tests.unit.quantize.test_plan import llama
 
 CPU = Runtime("cpu", "0.32.0", flags=frozenset({"avx512f", "avx512_vnni"}))
+SIZES = {"hidden_size": 384, "num_attention_heads": 6, "head_dim": 64}
 HOPPER = Runtime("cuda", "0.32.0", capability=90)
 
 
@@ -32,7 +33,7 @@ def spec(*methods: Any, **keys: Any) -> QuantizeSpec:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    return write_headers(tmp_path / "m", llama(2, 384, 1024, 512, 128), tie_word_embeddings=True, hidden_size=384)
+    return write_headers(tmp_path / "m", llama(2, 384, 1024, 512, 128), tie_word_embeddings=True, **SIZES)
 
 
 def moe(layers: int, experts: int, dense: int = 0) -> dict[str, tuple[int, ...]]:
@@ -165,7 +166,8 @@ def test_memory_grows_with_what_it_is_made_of(small: Path) -> None:
     # A Hessian of down_proj alone, and its inverse, take this much.
     assert gptq.host - none.host > 3 * 4 * 1024**2
     assert split.device > 3 * 4 * 1024**2
-    assert more.host - split.host == 2 * 9 * 4096 * 384 * 4
+    # Hidden states twice, a row of the attention mask, sine and cosine of each position.
+    assert more.host - split.host == 9 * 4096 * (2 * 384 + 512 + 2 * 64) * 4
     assert more.device == split.device
 
 
