@@ -22,6 +22,7 @@ calibrate:
   max_seq_length: 256
   selection: random
   shuffle: false
+  activations: null
   coverage: {{min_per_kind: 0, min_score: {{scripts: {scripts}}}}}
 quantize: {{methods: [{method}]}}
 evaluate: {{tasks: [exam.yaml]}}
@@ -85,7 +86,7 @@ def test_test_items_and_bad_lines_fail_with_their_place(project: Path, sqtool_: 
     pool.write_text("\n".join([*lines, json.dumps(talk("test", 5))]))
     said = sqtool_("calibrate", "demo.yaml")
     assert said.code == 2
-    assert "pool.jsonl:61 and exam.yaml: t share question ('test')" in said.err
+    assert "pool.jsonl:61 and exam: t share question ('test')" in said.err
 
 
 def test_a_recipe_without_data_says_that_there_is_no_set(project: Path, sqtool_: Sqtool) -> None:
