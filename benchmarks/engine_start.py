@@ -15,11 +15,11 @@ from pathlib import Path
 
 import psutil
 
-from evals.client import Endpoint
+from evals.engines.vllm import VllmEngine
 from evals.run import run_task
-from evals.server import VllmServer
 from evals.spec import EngineSpec, EvaluateSpec
 from evals.tasks import load_tasks
+from sqtool.progress import SILENT
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,16 +35,15 @@ def measure(engine: EngineSpec, model: Path, limit: int) -> None:
     spec = EvaluateSpec(limit=limit)
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
-        with VllmServer(model, engine, log=out / "vllm.log", root=ROOT) as server:
+        with VllmEngine(engine, model=model, out=out, root=ROOT, progress=SILENT) as answering:
             start_cpu = cpu_seconds()
-            endpoint = Endpoint(server.base_url, server.api_key, server.served_name, server.require_alive)
-            results = [run_task(task, endpoint, spec, key="", out=out)[0] for task in load_tasks(spec, ROOT)]
+            results = [run_task(task, answering, spec, key="", out=out)[0] for task in load_tasks(spec, ROOT)]
             asking = cpu_seconds() - start_cpu
             seconds = sum(r["seconds"] for r in results)
             items = sum(r["n"] for r in results)
-            eager = server.facts().get("enforce_eager")
+            eager, start = answering.facts().get("enforce_eager"), answering.server.start_seconds
     print(
-        f"| {eager} | {server.start_seconds:.1f} | {start_cpu:.1f} | {items} | {seconds:.1f} | {asking:.1f} |",
+        f"| {eager} | {start:.1f} | {start_cpu:.1f} | {items} | {seconds:.1f} | {asking:.1f} |",
         flush=True,
     )
 

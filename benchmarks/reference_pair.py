@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -35,8 +36,9 @@ EXACT = ("lookup", "long_lookup", "arithmetic", "sorting", "string_edit", "date"
 
 
 def run(recipe: str) -> Path:
-    """Run a recipe as far as its evaluation (stages that are done are reused); its run folder."""
-    command = [str(ROOT / ".venv/bin/sqtool"), "quantize", recipe, "--until", "evaluate", "--quiet"]
+    """Quantize by a recipe and evaluate all items (stages that are done are reused); its run folder."""
+    # Not `quantize --until evaluate`: that ends an evaluation early where the regression is clear.
+    command = [sys.executable, "-m", "sqtool", "eval", recipe, "--quiet"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return ROOT / "artifacts" / "runs" / Path(recipe).stem
 

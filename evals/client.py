@@ -1,4 +1,4 @@
-"""Asking a server many questions at once over the OpenAI chat API.
+"""Asking a server many questions at once over the OpenAI API.
 
 httpx rather than the openai client: that one retries twice on its own, silently, and takes a second to import; here
 every attempt is counted and decided on in one place.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from evals.items import Item
+from evals.engines.base import Done, Limits, Question
 from evals.scorers import Answer, ToolCall
 from evals.spec import GenerationSpec
 from sqtool.errors import DataError, EngineError
@@ -24,14 +25,29 @@ if TYPE_CHECKING:
 BACKOFF_SECONDS = 0.5
 BACKOFF_CAP_SECONDS = 8.0
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+NEUTRAL = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Sampling parameters that change nothing. vLLM takes each one that a request does not name from the checkpoint's
+generation_config; with all of them named, one server answers these requests and those that are asked `as_served`."""
+
+Q = TypeVar("Q")
+T = TypeVar("T")
 
 
 class _TransientError(Exception):
-    """An attempt that failed in a way that another may not. `slow`: it took the whole time-out, so that more than
-    one further attempt would mean waiting for a hung server again and again."""
+    """An attempt that failed in a way that another may not; `reason` is what is counted. `slow`: it took the whole
+    time-out, so that more than one further attempt would mean waiting for a hung server again and again."""
 
-    def __init__(self, message: str, *, slow: bool = False) -> None:
+    def __init__(self, reason: str, message: str, *, slow: bool = False) -> None:
         super().__init__(message)
+        self.reason = reason
         self.slow = slow
 
 
@@ -47,33 +63,38 @@ class Endpoint:
     api_key: str
     model: str
     check: Callable[[], None] = lambda: None
+    vllm: bool = False
+    """Whether it is known to be vLLM, which has more sampling parameters than OpenAI's API."""
+    retried: Counter[str] = field(default_factory=Counter, compare=False)
+    """Why attempts failed that were made again, counted while asking."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How hard to press: requests in flight, seconds for one attempt, further attempts of one request."""
-
-    concurrency: int
-    timeout: float
-    retries: int
-
-
-def payload(item: Item, generation: GenerationSpec, model: str, seed: int) -> dict[str, Any]:
-    """The JSON body of the chat request for an item. `seed` counts only when sampling and no own seed is set."""
+def payload(question: Question, generation: GenerationSpec, endpoint: Endpoint, seed: int) -> dict[str, Any]:
+    """The JSON body of the chat request. `seed` counts only when sampling and no own seed is set."""
+    item = question.item
     body: dict[str, Any] = {
-        "model": model,
+        "model": endpoint.model,
         "messages": item.wire_messages(),
-        "temperature": generation.temperature,
         "max_tokens": item.max_tokens or generation.max_tokens,
+        **sampling(generation, generation.seed_of(question.sample, seed), neutral=endpoint.vllm),
     }
-    if generation.temperature > 0:
-        body["seed"] = seed if generation.seed is None else generation.seed
-        if generation.top_p is not None:
-            body["top_p"] = generation.top_p
     if item.tools:
         body["tools"] = list(item.tools)
-        body["tool_choice"] = "auto"
+        body["tool_choice"] = item.tool_choice
     return body
+
+
+def sampling(generation: GenerationSpec, seed: int, *, neutral: bool) -> dict[str, Any]:
+    """The sampling parameters of a request: none at all for `as_served`; with `neutral` also those that change
+    nothing."""
+    if generation.as_served:
+        return {}
+    named = {name: getattr(generation, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
+    found = {**(NEUTRAL if neutral else {}), **{name: value for name, value in named.items() if value is not None}}
+    found["temperature"] = generation.temperature
+    if not generation.greedy:
+        found["seed"] = seed
+    return found
 
 
 def parse_answer(value: Any) -> Answer:
@@ -106,52 +127,66 @@ def _server_message(response: httpx.Response) -> str:
     return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
 
 
-async def _attempt(client: httpx.AsyncClient, item: Item, body: dict[str, Any]) -> Answer:
+async def _attempt(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], parse: Callable[[Any], T], name: str, timeout: float
+) -> T:
     import httpx
 
     try:
-        response = await client.post("/v1/chat/completions", json=body)
-    except httpx.TimeoutException as error:
-        raise _TransientError(f"no answer in time ({type(error).__name__})", slow=True) from None
+        # httpx's own time-outs are for each piece of an answer; a server that sends byte after byte must end too.
+        async with asyncio.timeout(timeout):
+            response = await client.post(path, json=body)
+    except (httpx.TimeoutException, TimeoutError) as error:
+        raise _TransientError("time-out", f"no answer in time ({type(error).__name__})", slow=True) from None
     except httpx.TransportError as error:
-        raise _TransientError(f"connection lost ({type(error).__name__}: {error})") from None
-    if response.status_code >= 500 or response.status_code in RETRIED_STATUS:
-        raise _TransientError(f"status {response.status_code}: {_server_message(response)}")
-    if response.status_code != 200:
+        raise _TransientError("connection lost", f"connection lost ({type(error).__name__}: {error})") from None
+    status = response.status_code
+    if status >= 500 or status in RETRIED_STATUS:
+        raise _TransientError(f"status {status}", f"status {status}: {_server_message(response)}")
+    if status != 200:
         text = _server_message(response)
         if "context length" in text or "max_tokens" in text or "maximum model length" in text:
             raise DataError(
-                f"item {item.id}",
+                f"item {name}",
                 f"it does not fit the model's context: {text}",
                 remedy="Lower the task's max_tokens, shorten the item, or raise engine.max_model_len.",
             )
         raise EngineError(
-            f"the server refused item {item.id} with status {response.status_code}: {text}",
+            f"the server refused item {name} at {path} with status {status}: {text}",
             remedy="Nothing was scored. The server's log may say more.",
         )
     try:
-        return parse_answer(response.json())
+        return parse(response.json())
     except ValueError as error:
-        raise _TransientError(f"garbage: {error}") from None
+        raise _TransientError("garbage", f"garbage: {error}") from None
 
 
-async def ask(client: httpx.AsyncClient, endpoint: Endpoint, item: Item, body: dict[str, Any], retries: int) -> Answer:
-    """The server's answer to one item, with `retries` further attempts.
+async def request(
+    client: httpx.AsyncClient,
+    endpoint: Endpoint,
+    path: str,
+    body: dict[str, Any],
+    parse: Callable[[Any], T],
+    name: str,
+    limits: Limits,
+) -> T:
+    """What `parse` makes of the server's answer to one request about the item `name`, with `limits.retries` more tries.
 
-    Raises `EngineError` when the engine is gone or keeps failing, `DataError` when the item does not fit it. An item
-    that could not be asked is never given an answer, so it cannot be scored.
+    `parse` raises `ValueError` for garbage. Raises `EngineError` when the engine is gone or keeps failing, `DataError`
+    when the item does not fit it. An item that could not be asked is never given an answer, so it cannot be scored.
     """
-    for attempt in range(retries + 1):
+    for attempt in range(limits.retries + 1):
         try:
-            return await _attempt(client, item, body)
+            return await _attempt(client, path, body, parse, name, limits.timeout)
         except _TransientError as error:
             endpoint.check()
-            if attempt == retries or (error.slow and attempt >= 1):
+            if attempt == limits.retries or (error.slow and attempt >= 1):
                 raise EngineError(
-                    f"no answer to item {item.id} after {attempt + 1} attempts; the last: {error}",
+                    f"no answer to item {name} after {attempt + 1} attempts; the last: {error}",
                     remedy="Nothing was scored. See the server's log; `evaluate.request_timeout` and "
                     "`evaluate.retries` say how patient to be.",
                 ) from None
+            endpoint.retried[error.reason] += 1
         pause = min(BACKOFF_CAP_SECONDS, BACKOFF_SECONDS * 2**attempt)
         # Requests that failed together must not come back together.
         await asyncio.sleep(pause * random.uniform(0.5, 1.0))
@@ -177,27 +212,42 @@ async def open_client(endpoint: Endpoint, limits: Limits) -> AsyncIterator[httpx
 
 async def ask_all(
     endpoint: Endpoint,
-    items: Sequence[Item],
+    questions: Sequence[Question],
     generation: GenerationSpec,
     limits: Limits,
     *,
     seed: int,
-    done: Callable[[Item, Answer], None],
+    done: Done,
 ) -> None:
-    """Ask every item, at most `limits.concurrency` at once; `done` gets each answer as it comes (in any order).
+    """Ask every question over the chat API; see `each`."""
+
+    async def chat(client: httpx.AsyncClient, question: Question) -> Answer:
+        body = payload(question, generation, endpoint, seed)
+        return await request(client, endpoint, CHAT, body, parse_answer, question.item.id, limits)
+
+    await each(endpoint, questions, limits, chat, done)
+
+
+async def each(
+    endpoint: Endpoint,
+    questions: Sequence[Q],
+    limits: Limits,
+    one: Callable[[httpx.AsyncClient, Q], Awaitable[T]],
+    done: Callable[[Q, T], None],
+) -> None:
+    """Give each of `questions` to `one`, at most `limits.concurrency` at once; `done` gets each answer as it comes, in
+    any order.
 
     The first error cancels what is still running and is raised; what `done` got before stays.
     """
-    todo = iter(items)
+    todo = iter(questions)
 
     async def worker(client: httpx.AsyncClient) -> None:
-        for item in todo:
-            done(
-                item, await ask(client, endpoint, item, payload(item, generation, endpoint.model, seed), limits.retries)
-            )
+        for question in todo:
+            done(question, await one(client, question))
 
     async with open_client(endpoint, limits) as client:
-        workers = [asyncio.ensure_future(worker(client)) for _ in range(min(limits.concurrency, len(items)))]
+        workers = [asyncio.ensure_future(worker(client)) for _ in range(min(limits.concurrency, len(questions)))]
         try:
             await asyncio.gather(*workers)
         finally:

@@ -1,4 +1,5 @@
-"""The A/A control: the baseline answers again, after a restart, in another order, at another concurrency.
+"""The A/A control: the baseline answers again, after a restart, in another order, at another concurrency (a server
+that is not ours is not restarted, and in process it is batches of another size).
 
 What then differs is the engine's doing. Where not one character of the first items differs, that is all that is asked;
 otherwise all items are, so that the disagreement can be measured. It is the gate that says what follows from it.
@@ -9,15 +10,14 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evals.client import Endpoint
-from evals.items import Item, take
-from evals.records import WHAT_WAS_SAID, answer_key
-from evals.run import run_task
-from evals.server import VllmServer
+from evals.engines import open_engine
+from evals.harness.stage import ask_lm_eval, sizes
+from evals.records import answer_key, said
+from evals.run import run_task, spread
 from evals.spec import EngineSpec, EvaluateSpec
 from evals.tasks import Task, load_tasks
 from evals.watching import Decision
@@ -57,33 +57,44 @@ def control(
     """
     assert spec.control is not None
     tasks = load_tasks(spec, root)
-    other = spec.model_copy(update={"concurrency": max(1, spec.concurrency // 3) if spec.concurrency > 1 else 2})
-    total = sum(len(task.items) for task in tasks)
-    few = [
-        # Rounded up: with fewer than were asked for, the gate would not take the engine for deterministic.
-        replace(task, items=tuple(take(task.items, math.ceil(spec.control.items * len(task.items) / total))))
-        for task in tasks
-    ]
-    with VllmServer(model, engine, log=out / "vllm.log", root=root, progress=progress) as server:
-        endpoint = Endpoint(server.base_url, server.api_key, server.served_name, server.require_alive)
+    other = spec.model_copy(update={"concurrency": _another(spec.concurrency)})
+    batches = engine.model_copy(update={"batch_size": _another(engine.batch_size)}) if engine.kind == "hf" else engine
+    whole = sizes(spec, root)
+    total = sum(len(task.items) for task in tasks) + sum(whole.values())
+    # Rounded up: with fewer than were asked for, the gate would not take the engine for deterministic.
+    part = {name: min(size, math.ceil(spec.control.items * size / total)) for name, size in whole.items()}
+    few = spread(tasks, spec.control.items, total)
+    with open_engine(batches, model=model, out=out, root=root, progress=progress) as answering:
 
-        def ask(some: Sequence[Task], folder: Path) -> int:
+        def ask(some: Sequence[Task], harness: Mapping[str, int], folder: Path) -> int:
             for task in some:
                 key = answer_key(model, engine, task.generation, seed)
-                run_task(task, endpoint, other, key=key, out=folder, progress=progress, seed=seed, watch=_Shuffled())
-            return sum(_different(task.items, baseline, folder, task.name) for task in some)
+                run_task(task, answering, other, key=key, out=folder, progress=progress, seed=seed, watch=_Shuffled())
+            ask_lm_eval(
+                other,
+                batches,
+                answering,
+                model=model,
+                root=root,
+                out=folder,
+                key="control",
+                progress=progress,
+                seed=seed,
+                limits=harness,
+                shuffled=True,
+            )
+            return sum(_different(baseline, folder, name) for name in (*(t.name for t in some), *harness))
 
-        different = ask(few, out)
-        asked = few
-        if different and any(len(a.items) < len(b.items) for a, b in zip(few, tasks, strict=True)):
+        different = ask(few, part, out)
+        items = sum(len(task.items) for task in few) + sum(part.values())
+        if different and items < total:
             progress.note(f"control: {different} answers differ, so all items are asked again")
             shutil.rmtree(out / "records")
-            asked = list(tasks)
-            different = ask(tasks, out)
-        facts = server.facts()
+            different, items = ask(tasks, whole, out), total
+        facts = answering.facts()
     summary = {
         "engine": facts,
-        "items": sum(len(task.items) for task in asked),
+        "items": items,
         "different_answers": different,
         "concurrency": other.concurrency,
     }
@@ -91,9 +102,14 @@ def control(
     return summary
 
 
-def _different(items: Sequence[Item], baseline: Path, folder: Path, task: str) -> int:
-    sides = [
-        {row["id"]: row["output"] for _, row in read_jsonl(place / "records" / f"{task}.jsonl")}
+def _another(size: int) -> int:
+    return max(1, size // 3) if size > 1 else 2
+
+
+def _different(baseline: Path, folder: Path, task: str) -> int:
+    """Items of a task in `folder` whose answers are not those of the baseline."""
+    first, again = (
+        {row["id"]: said(row) for _, row in read_jsonl(place / "records" / f"{task}.jsonl")}
         for place in (baseline, folder)
-    ]
-    return sum(any(sides[0][i.id].get(k) != sides[1][i.id].get(k) for k in WHAT_WAS_SAID) for i in items)
+    )
+    return sum(answer != first.get(name) for name, answer in again.items())

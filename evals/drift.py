@@ -1,26 +1,30 @@
 """How far a candidate's next-token distributions are from the baseline's: exact, over the whole vocabulary.
 
 The baseline's final hidden states are kept once (`baseline_states`) and serve every candidate. `drift` then needs one
-forward pass of the candidate; logits exist for a few positions at a time only. The path is transformers', not the
-serving engine's, and the result says so.
+forward pass of the candidate; logits exist for a few positions at a time only, and figures of positions are on disk, so
+that memory does not grow with the number of tokens. The path is transformers', not the serving engine's: the result
+says so, and whether the engine computes the same (`evals.engine_check`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.heads import MAX_LOGITS, Head, check_head, compare, head_of, hidden_states, load_head, save_head
+from evals import loading, stability
+from evals.engine_check import FILE as ENGINE_FILE
+from evals.engine_check import EngineCheck
+from evals.heads import Head, compare, hidden_states, load_head, rows_at_once, save_head
 from evals.layerwise import compare_layers, keep_layers
-from evals.quiet import quiet
+from evals.positions import Positions, statistics
+from evals.slices import Span, by_kind, slices, tabulate
 from evals.spec import DriftSpec, EvaluateSpec
 from evals.texts import Text, batches, load_texts
-from sqtool.errors import InfrastructureError, UsageError
+from sqtool.errors import UsageError
 from sqtool.files import canonical_json, read_json, write_json, write_text
 from sqtool.progress import SILENT, Progress
 
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "states.json"
 HEAD_FILE = "head.safetensors"
-CHECK_TOKENS = 32
 
 
 def _drift_spec(spec: EvaluateSpec) -> DriftSpec:
@@ -38,49 +41,10 @@ def _drift_spec(spec: EvaluateSpec) -> DriftSpec:
     return spec.drift
 
 
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UsageError("evaluate.drift.device is cuda, and torch sees no GPU")
-    return wanted
-
-
-def _dtype(wanted: str, device: str) -> str:
-    """What transformers is told. bf16 matrix products on an x86 CPU without AVX-512 are emulated, slowly."""
-    import torch
-
-    emulated = device == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
-    return "float32" if wanted == "auto" and emulated else wanted
-
-
-def _load(folder: Path, device: str, dtype: str, tokens: Sequence[int]) -> tuple[Any, Head]:
-    """A model ready to run and its output layer, checked on `tokens` (see `check_head`)."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with quiet():
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise InfrastructureError(
-                f"transformers cannot load {folder}: {error}",
-                remedy="Drift runs in sqtool's own environment; `evaluate.drift: null` leaves it out.",
-            ) from error
-        model = model.eval().to(device)
-        head = head_of(model)
-        # A packed checkpoint is unpacked by its first forward pass, which this is.
-        check_head(model, head, torch.tensor([list(tokens[:CHECK_TOKENS])], device=device))
-    return model, head
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+def texts_of(spec: EvaluateSpec, model: Path, root: Path, answers: Path | None = None) -> list[Text]:
+    """The texts that drift compares, under the model's chat template, longest first. `answers`: records
+    folder of the baseline's evaluation, for items without an expected answer (see `evals.texts.load_texts`)."""
+    return load_texts(spec, _drift_spec(spec), loading.tokenizer(model), root, answers)
 
 
 def _padded(group: Sequence[Text], device: str) -> torch.Tensor:
@@ -105,34 +69,34 @@ def baseline_states(
     spec: EvaluateSpec,
     *,
     model: Path,
-    root: Path,
+    texts: Sequence[Text],
     out: Path,
     progress: Progress = SILENT,
-    answers: Path | None = None,
 ) -> dict[str, Any]:
-    """Keep the baseline's final hidden states (after the final norm) for the texts of `evals.texts.load_texts`.
+    """Keep the baseline's final hidden states (after the final norm) for these texts (see `texts_of`).
 
     Writes `out/batch-NNNN.safetensors` (`hidden` [positions, hidden size] in the type of the forward pass, so nothing
-    is lost), `out/head.safetensors` (the output layer) and, last, `out/states.json` (texts, token ids, batches).
-    `answers`: records folder of the baseline's evaluation, for items without an expected answer.
+    is lost, and `tokens`), `out/head.safetensors` (the output layer) and, last, `out/states.json` (texts, batches).
     Returns {"texts", "positions", "answer_positions", "bytes"}.
     """
     import torch
     from safetensors.torch import save_file
 
     wanted = _drift_spec(spec)
-    device = _device(wanted.device)
-    texts = load_texts(spec, wanted, _tokenizer(model), root, answers)
+    device = loading.device(wanted.device)
     groups = batches(texts, wanted.batch_tokens)
     total = sum(len(text.tokens) for text in texts)
     size = 0
     with torch.inference_mode(), progress.task("drift: baseline states", total=total) as task:
-        network, head = _load(model, device, _dtype(wanted.dtype, device), texts[-1].tokens)
-        for index, group in enumerate(groups):
-            states = _predicting(hidden_states(network, _padded(group, device)), group)
-            save_file({"hidden": states.cpu().contiguous()}, out / _batch_name(index))
-            size += states.numel() * states.element_size()
-            task.advance(sum(len(text.tokens) for text in group))
+        network, head = loading.load(model, device, loading.dtype(wanted.dtype, device), texts[-1].tokens)
+        with stability.Monitor(network, {}) as monitor:
+            for index, group in enumerate(groups):
+                monitor.begin([len(text.tokens) for text in group], device)
+                states = _predicting(hidden_states(network, _padded(group, device)), group)
+                tokens = torch.tensor([token for text in group for token in text.tokens], dtype=torch.int32)
+                save_file({"hidden": states.cpu().contiguous(), "tokens": tokens}, out / _batch_name(index))
+                size += states.numel() * states.element_size()
+                task.advance(len(tokens))
         save_head(head, out / HEAD_FILE)
         keep_layers(network, texts[0].tokens, out)
     manifest = {
@@ -142,8 +106,18 @@ def baseline_states(
         "vocab": head.vocab,
         "scale": head.scale,
         "softcap": head.softcap,
+        "layers": {name: row["activation_max"] for name, row in monitor.rows().items()},
         "batches": [
-            [{"id": t.id, "kind": t.kind, "tokens": list(t.tokens), "answer_start": t.answer_start} for t in group]
+            [
+                {
+                    "id": text.id,
+                    "kind": text.kind,
+                    "length": len(text.tokens),
+                    "answer_start": text.answer_start,
+                    "fields": dict(text.fields),
+                }
+                for text in group
+            ]
             for group in groups
         ],
     }
@@ -160,13 +134,25 @@ def _batch_name(index: int) -> str:
     return f"batch-{index:04d}.safetensors"
 
 
-def _read_manifest(states: Path) -> tuple[dict[str, Any], list[list[Text]]]:
+def _batch(states: Path, manifest: Mapping[str, Any], index: int) -> list[Text]:
+    """The texts of one kept batch."""
+    from safetensors import safe_open
+
+    with safe_open(states / _batch_name(index), framework="np") as tensors:
+        tokens = tensors.get_tensor("tokens").tolist()
+    texts = []
+    start = 0
+    for t in manifest["batches"][index]:
+        stop = start + t["length"]
+        texts.append(Text(t["id"], t["kind"], tokens[start:stop], int(t["answer_start"]), t["fields"]))
+        start = stop
+    return texts
+
+
+def kept_texts(states: Path) -> list[Text]:
+    """The texts whose baseline states are kept in `states`."""
     manifest = read_json(states / MANIFEST)
-    groups = [
-        [Text(t["id"], t["kind"], tuple(t["tokens"]), int(t["answer_start"])) for t in group]
-        for group in manifest["batches"]
-    ]
-    return manifest, groups
+    return [text for index in range(len(manifest["batches"])) for text in _batch(states, manifest, index)]
 
 
 def drift(
@@ -177,119 +163,142 @@ def drift(
     states: Path,
     out: Path,
     progress: Progress = SILENT,
+    engine: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Compare the candidate with kept baseline states; returns and writes (`out/drift.json`)
 
-        {"path", "device", "dtype", "texts", "all": S, "answers": S, "by_kind": {kind: {"all": S, "answers": S}}}
+        {"path", "device", "dtype", "texts", "all": S, "answers": S, "by_kind": {kind: P},
+         "slices": {dimension: {value: P}}, "stability": see `evals.stability.summary`,
+         "check": {"baseline" and "candidate": see `EngineCheck.summary`, "comparable": bool or None when unknown}}
 
-    with S = {"positions", "kl_mean", "kl_p99", "kl_p999", "kl_max" (nats), "top1_agreement", "perplexity_baseline",
-    "perplexity_candidate", "perplexity_ratio", "rms_delta_p", "non_finite"}. `all` is over every position that
-    predicts a token, `answers` over those that predict one of the answer. Positions where the candidate gives NaN or
-    infinity are counted in `non_finite` and left out of the rest. `out/drift.jsonl` has one line a text,
-    `out/layers.jsonl` one a decoder layer (see `evals.layerwise`).
+    with P = {"all": S, "answers": S} and S = {"positions", "kl_mean", "kl_p99", "kl_p999", "kl_max" (nats),
+    "top1_agreement", "perplexity_baseline", "perplexity_candidate", "perplexity_ratio", "rms_delta_p", "non_finite"}.
+    `all` is over every position that predicts a token, `answers` over those that predict one of the answer. Positions
+    where either side gives NaN or infinity are counted in `non_finite` and left out of the rest. `out/drift.jsonl` has
+    one line a text, `out/layers.jsonl` one a decoder layer (see `evals.layerwise` and `evals.stability`).
 
-    `baseline` is not loaded again; it is named in errors and in the result's file only.
-    Memory does not grow with the number of texts but for 20 bytes a position.
+    `baseline` is not loaded again; it is named in errors. `engine` has the folders of both sides' evaluations, by side,
+    where the engine's log-probabilities lie; without it, or with `evaluate.drift.check: null`, `check` is left out.
     """
     import torch
-    from safetensors.torch import load_file
 
     wanted = _drift_spec(spec)
-    device = _device(wanted.device)
-    manifest, groups = _read_manifest(states)
-    total = sum(len(text.tokens) for group in groups for text in group)
-    columns: list[np.ndarray[Any, np.dtype[Any]]] = []
-    with torch.inference_mode(), progress.task("drift: candidate", total=total) as task:
+    device = loading.device(wanted.device)
+    manifest = read_json(states / MANIFEST)
+    total = sum(text["length"] for group in manifest["batches"] for text in group)
+    checks = {side: EngineCheck(folder / ENGINE_FILE) for side, folder in (engine or {}).items() if wanted.check}
+    with (
+        torch.inference_mode(),
+        progress.task("drift: candidate", total=total) as task,
+        Positions(out / "positions.tmp") as positions,
+        (out / "drift.jsonl").open("w", encoding="utf-8") as lines,
+    ):
+        last = _batch(states, manifest, len(manifest["batches"]) - 1)[-1]
         # Both sides in one type: what differs then is the quantization alone.
-        network, head = _load(candidate, device, manifest["dtype"], groups[-1][-1].tokens)
+        network, head = loading.load(candidate, device, manifest["dtype"], last.tokens)
         base_head = load_head(states / HEAD_FILE, scale=manifest["scale"], softcap=manifest["softcap"], device=device)
         if head.vocab != base_head.vocab:
             raise UsageError(
                 f"the candidate's vocabulary has {head.vocab} tokens, that of {baseline} has {base_head.vocab}",
                 remedy="A candidate must be made from this baseline.",
             )
-        step = max(1, min(wanted.chunk, MAX_LOGITS // head.vocab))
-        for index, group in enumerate(groups):
-            ours = _predicting(hidden_states(network, _padded(group, device)), group)
-            kept = load_file(states / _batch_name(index), device=device)["hidden"]
-            targets = torch.cat([torch.tensor(text.tokens[1:]) for text in group]).to(device)
-            columns += _compare_chunks(base_head, head, kept, ours, targets, step)
-            task.advance(sum(len(text.tokens) for text in group))
-        layers = compare_layers(network, states)
-    values = np.concatenate(columns, axis=1)
-    texts = [text for group in groups for text in group]
-    summary = {
-        "path": "transformers",
-        "device": device,
-        "dtype": str(network.dtype).removeprefix("torch."),
-        "texts": len(texts),
-        **_summary(values, texts, out / "drift.jsonl"),
-    }
+        pair = _Pair(base_head, head, rows_at_once(wanted.chunk, head.vocab, device), checks)
+        spans: list[Span] = []
+        with stability.Monitor(network, stability.kv_scales(candidate)) as monitor:
+            for group, kept in _batches(states, manifest, device):
+                monitor.begin([len(text.tokens) for text in group], device)
+                ours = _predicting(hidden_states(network, _padded(group, device)), group)
+                rows = pair.compare(group, kept, ours)
+                for span in _spans(group):
+                    text_rows = rows[span.start : span.stop]
+                    figures = statistics(lambda block=text_rows: [block])  # type: ignore[misc]
+                    lines.write(json.dumps({"id": span.id, "kind": span.kind, **figures}) + "\n")
+                spans += _spans(group, positions.count)
+                positions.append(rows)
+                task.advance(sum(len(text.tokens) for text in group))
+        layers = _layer_rows(monitor.rows(), compare_layers(network, states), manifest)
+        summary: dict[str, Any] = {
+            "path": "transformers",
+            "device": device,
+            "dtype": str(network.dtype).removeprefix("torch."),
+            "texts": len(spans),
+            **_tables(spans, positions.statistics),
+            "stability": stability.summary(layers),
+        }
+    if checks and wanted.check is not None:
+        found = {side: check.summary(wanted.check) for side, check in checks.items()}
+        passed = [side["passed"] for side in found.values()]
+        summary["check"] = {**found, "comparable": False if False in passed else None if None in passed else True}
     write_text(out / "layers.jsonl", "".join(json.dumps(layer) + "\n" for layer in layers))
     write_json(out / "drift.json", summary)
     return summary
 
 
-def _compare_chunks(
-    base_head: Head, head: Head, kept: torch.Tensor, ours: torch.Tensor, targets: torch.Tensor, step: int
-) -> list[np.ndarray[Any, np.dtype[Any]]]:
-    """Arrays [5, positions] (kl, agree, nll_baseline, nll_candidate, delta_p), `step` positions at a time."""
-    import torch
+def _batches(states: Path, manifest: Mapping[str, Any], device: str) -> Iterator[tuple[list[Text], torch.Tensor]]:
+    """Texts and the baseline's hidden states [positions, hidden] of each batch."""
+    from safetensors import safe_open
 
-    out = []
-    for start in range(0, len(targets), step):
-        part = slice(start, start + step)
-        rows = compare(base_head.logits(kept[part]), head.logits(ours[part]), targets[part])
-        table = [rows.kl, rows.agree.float(), rows.nll_baseline, rows.nll_candidate, rows.delta_p]
-        out.append(torch.stack(table).cpu().numpy())
-    return out
+    for index in range(len(manifest["batches"])):
+        with safe_open(states / _batch_name(index), framework="pt", device=device) as tensors:
+            yield _batch(states, manifest, index), tensors.get_tensor("hidden")
 
 
-def statistics(values: np.ndarray[Any, np.dtype[Any]]) -> dict[str, Any]:
-    """Figures over columns [5, positions] as `drift` describes them. Without positions only their number."""
-    finite = np.isfinite(values).all(axis=0)
-    good = values[:, finite].astype(np.float64)
-    counts = {"positions": int(values.shape[1]), "non_finite": int((~finite).sum())}
-    if good.shape[1] == 0:
-        return counts
-    kl, agree, nll_base, nll_cand, delta = good
-    mean_base, mean_cand = float(nll_base.mean()), float(nll_cand.mean())
-    p99, p999 = (float(q) for q in np.quantile(kl, [0.99, 0.999]))
-    return {
-        **counts,
-        "kl_mean": float(kl.mean()),
-        "kl_p99": p99,
-        "kl_p999": p999,
-        "kl_max": float(kl.max()),
-        "top1_agreement": float(agree.mean()),
-        "perplexity_baseline": float(np.exp(mean_base)),
-        "perplexity_candidate": float(np.exp(mean_cand)),
-        "perplexity_ratio": float(np.exp(mean_cand - mean_base)),
-        "rms_delta_p": float(np.sqrt((delta**2).mean())),
-    }
+class _Pair:
+    """Both output layers, applied to a few positions at a time."""
+
+    def __init__(self, base: Head, cand: Head, step: int, checks: Mapping[str, EngineCheck]) -> None:
+        self.base, self.cand, self.step, self.checks = base, cand, step, checks
+
+    def compare(self, group: Sequence[Text], kept: torch.Tensor, ours: torch.Tensor) -> np.ndarray[Any, Any]:
+        """float32 [positions, COLUMNS] of one batch; what the engine was asked goes to `checks`."""
+        import torch
+
+        targets = torch.cat([torch.tensor(text.tokens[1:]) for text in group]).to(ours.device)
+        asked = {side: known for side, check in self.checks.items() if (known := check.asked(group)) is not None}
+        out = []
+        for start in range(0, len(targets), self.step):
+            part = slice(start, start + self.step)
+            base, cand = self.base.logits(kept[part]), self.cand.logits(ours[part])
+            for side, (ids, engine) in asked.items():
+                if (ids[part, 0] >= 0).any():
+                    logits = torch.log_softmax({"baseline": base, "candidate": cand}[side], -1)
+                    picked = logits.gather(-1, torch.from_numpy(ids[part]).clamp(0).to(logits.device))
+                    best = logits.amax(-1)
+                    self.checks[side].add(ids[part], engine[part], picked.cpu().numpy(), best.cpu().numpy())
+            rows = compare(base, cand, targets[part])
+            table = [rows.kl, rows.agree.float(), rows.nll_baseline, rows.nll_candidate]
+            out.append(torch.stack(table, -1).cpu().numpy())
+        return np.concatenate(out)
 
 
-def _summary(values: np.ndarray[Any, np.dtype[Any]], texts: Sequence[Text], lines: Path) -> dict[str, Any]:
-    answer = np.zeros(values.shape[1], dtype=bool)
-    kinds = np.empty(values.shape[1], dtype=object)
-    rows = []
-    start = 0
-    for text in texts:
+def _spans(group: Sequence[Text], offset: int = 0) -> list[Span]:
+    """The rows of each text, in one batch or, with the rows before it as offset, among all."""
+    spans = []
+    start = offset
+    for text in group:
         stop = start + len(text.tokens) - 1
         # Position i predicts token i + 1, so the answer's first token is predicted one position before it.
-        answer[start + max(0, text.answer_start - 1) : stop] = True
-        kinds[start:stop] = text.kind
-        rows.append({"id": text.id, "kind": text.kind, **statistics(values[:, start:stop])})
+        spans.append(Span(text.id, text.kind, start, start + max(0, text.answer_start - 1), stop, text.fields))
         start = stop
-    write_text(lines, "".join(json.dumps(row) + "\n" for row in rows))
+    return spans
+
+
+def _tables(spans: Sequence[Span], figures: Callable[[list[tuple[int, int]]], dict[str, Any]]) -> dict[str, Any]:
     return {
-        "all": statistics(values),
-        "answers": statistics(values[:, answer]),
-        "by_kind": {
-            kind: {
-                "all": statistics(values[:, kinds == kind]),
-                "answers": statistics(values[:, (kinds == kind) & answer]),
-            }
-            for kind in sorted({text.kind for text in texts})
-        },
+        "all": figures([(span.start, span.stop) for span in spans]),
+        "answers": figures([(span.answer, span.stop) for span in spans if span.answer < span.stop]),
+        "by_kind": tabulate(by_kind(spans), figures),
+        "slices": {name: tabulate(parts, figures) for name, parts in slices(spans)},
     }
+
+
+def _layer_rows(
+    seen: Mapping[str, dict[str, Any]], errors: Sequence[dict[str, Any]], manifest: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """One row a layer: its error, what was seen in the candidate, and the baseline's largest activation."""
+    known = {row["name"]: row for row in errors}
+    before = manifest["layers"]
+    return [
+        {"name": name, **known.get(name, {}), **row, "baseline_activation_max": before.get(name)}
+        for name, row in seen.items()
+    ]

@@ -16,6 +16,8 @@ from sqtool.errors import EngineError
 Device = Literal["cpu", "cuda"]
 
 GIB = 1 << 30
+NO_GPU = "CUDA GPU"
+"""The name of a GPU that cannot be asked for its own."""
 KV_ELEMENT_BYTES = 4
 """float32, the widest that a cache element may be."""
 CPU_KV_FLOOR = GIB
@@ -104,15 +106,15 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
-def _lacks_bf16(env: VllmEnv) -> bool:
-    """An x86 processor whose vector units know no bf16: vLLM then falls back to a path that is several times slower
-    than float32."""
-    return env.device == "cpu" and platform.machine() in ("x86_64", "AMD64") and "avx512f" not in cpu_flags()
+def _lacks_bf16(device: Device) -> bool:
+    """An x86 processor whose vector units know no bf16: vLLM and torch then fall back to a path that is several times
+    slower than float32."""
+    return device == "cpu" and platform.machine() in ("x86_64", "AMD64") and "avx512f" not in cpu_flags()
 
 
-def resolve_dtype(spec: EngineSpec, env: VllmEnv) -> str:
-    """The `--dtype` that `spec.dtype` means here."""
-    return "float32" if spec.dtype == "auto" and _lacks_bf16(env) else spec.dtype
+def resolve_dtype(spec: EngineSpec, device: Device) -> str:
+    """The type of activations that `spec.dtype` means on this device; `auto` is the checkpoint's own."""
+    return "float32" if spec.dtype == "auto" and _lacks_bf16(device) else spec.dtype
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def unsupported(model: Path, env: VllmEnv) -> Unsupported | None:
     if env.device != "cpu":
         return None
     config = model_config(model).get("quantization_config") or {}
+    if config.get("quant_method") in ("awq", "gptq"):
+        return _no_words_kernel(config)
     for group in (config.get("config_groups") or {}).values():
         weights, activations = group.get("weights") or {}, group.get("input_activations")
         bits = weights.get("num_bits")
@@ -146,6 +150,16 @@ def unsupported(model: Path, env: VllmEnv) -> Unsupported | None:
                 return Unsupported(reason, True)
         if activations is not None and activations.get("type") == "float" and activations.get("dynamic") is False:
             return Unsupported("vLLM's CPU kernels have no FP8 with static activation scales", False)
+    return None
+
+
+def _no_words_kernel(config: dict[str, Any]) -> Unsupported | None:
+    """The AWQ and GPTQ formats, which vLLM's CPU build runs with the same kernel as packed weights."""
+    if config.get("bits") != 4:
+        reason = f"vLLM's CPU kernel for packed weights takes 4 bits, the checkpoint has {config.get('bits')}"
+        return Unsupported(reason, True)
+    if platform.machine() in ("x86_64", "AMD64") and "avx512f" not in cpu_flags():
+        return Unsupported("vLLM's CPU kernel for 4-bit weights needs AVX-512, which this processor lacks", True)
     return None
 
 
@@ -175,7 +189,14 @@ def server_arguments(
 ) -> list[str]:
     """The words after `vllm serve`. The API key is no argument: other users could read it in the process list."""
     args = [str(model), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", name]
-    args += ["--dtype", resolve_dtype(spec, env), "--kv-cache-dtype", spec.kv_cache_dtype, "--seed", str(spec.seed)]
+    args += [
+        "--dtype",
+        resolve_dtype(spec, env.device),
+        "--kv-cache-dtype",
+        spec.kv_cache_dtype,
+        "--seed",
+        str(spec.seed),
+    ]
     args += ["--max-num-seqs", str(spec.max_num_seqs), "--generation-config", spec.generation_config]
     args += ["--disable-uvicorn-access-log"]
     if spec.max_model_len is not None:
@@ -227,7 +248,7 @@ def device_name(device: Device) -> str:
                 pynvml.nvmlShutdown()
             return ", ".join(f"{names.count(n)}x {n}" for n in sorted(set(names)))
         except Exception:  # noqa: BLE001 - a name for the report is not worth failing for
-            return "CUDA GPU"
+            return NO_GPU
     model = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

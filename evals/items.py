@@ -1,16 +1,20 @@
-"""Test items: one JSON object a line, checked before anything is started."""
+"""Test items: read from rows of a data file, checked before anything is started."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from evals.rows import Row, Rows, jsonl_rows
+from evals.schemas import schema_problem
 from sqtool.errors import DataError, did_you_mean
-from sqtool.files import canonical_json, read_jsonl, sha256_text
+from sqtool.files import canonical_json, sha256_text
+
+_T = TypeVar("_T")
 
 
 class _Strict(BaseModel):
@@ -33,28 +37,69 @@ class Call(_Strict):
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
+class PossibleCall(_Strict):
+    """A tool call with every acceptable value of each argument, as in BFCL; "" among them: it may be left out."""
+
+    name: str = Field(min_length=1)
+    arguments: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+
+    def first(self) -> Call:
+        """The call with the first acceptable value of each argument that is not left out."""
+        chosen = {key: next((v for v in values if v != ""), "") for key, values in self.arguments.items()}
+        required = {key: value for key, value in chosen.items() if "" not in self.arguments[key]}
+        return Call(name=self.name, arguments={key: _first_inside(value) for key, value in required.items()})
+
+
+def _first_inside(value: Any) -> Any:
+    """Within an object, BFCL lists the acceptable values of each key."""
+    if isinstance(value, dict):
+        return {key: inner[0] if isinstance(inner, list) and inner else inner for key, inner in value.items()}
+    return [_first_inside(inner) for inner in value] if isinstance(value, list) else value
+
+
 class Expected(_Strict):
-    """What a right answer is: a text, or tool calls in any order. `calls == []` means that none is right."""
+    """What a right answer is. `calls` are tool calls in any order, `[]` means that none is right; `possible_calls`
+    are the same with several acceptable values; `choice` is an index into the item's `choices`."""
 
     text: str | None = None
+    aliases: tuple[str, ...] | None = None
+    """Other texts that are as right as `text`."""
     calls: tuple[Call, ...] | None = None
+    possible_calls: tuple[PossibleCall, ...] | None = None
+    choice: int | None = Field(default=None, ge=0)
+    pattern: str | None = None
+    """A regular expression that the answer has to match."""
+    json_schema: dict[str, Any] | None = None
+    """A schema that the answer, as JSON, has to fit."""
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Expected:
-        if (self.text is None) == (self.calls is None):
-            raise ValueError("give exactly one of text and calls")
+    def _one_of_them(self) -> Expected:
+        given = [name for name in EXPECTED_KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(EXPECTED_KINDS)}")
+        if self.aliases is not None and self.text is None:
+            raise ValueError("aliases go with text")
         return self
+
+    def texts(self) -> tuple[str, ...]:
+        """Every text that is right; empty where something else than a text is expected."""
+        return () if self.text is None else (self.text, *(self.aliases or ()))
+
+
+EXPECTED_KINDS = ("text", "calls", "possible_calls", "choice", "pattern", "json_schema")
 
 
 class Item(_Strict):
     """One question. `fields` are for slicing results (`n_tools` is there without being written); `cluster` names items
-    that share a source."""
+    that share a source; `choices` are the answers among which a multiple-choice item lets choose."""
 
     id: str = Field(min_length=1)
     kind: str = ""
     cluster: str | None = None
     messages: tuple[Message, ...] = Field(min_length=1)
     tools: tuple[dict[str, Any], ...] | None = None
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    choices: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     expected: Expected | None = None
     fields: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     max_tokens: int | None = Field(default=None, gt=0)
@@ -89,13 +134,10 @@ Check = Callable[[Item], tuple[str, str] | None]
 """A scorer's own requirement: None, or (field, what is wrong)."""
 
 
-def _tools_problem(item: Item) -> tuple[str, str] | None:
-    """(field, what is wrong) of an item's tools, or None."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-
+def tools_problem(tools: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """(field, what is wrong) of the tools that are offered, or None."""
     names: set[str] = set()
-    for index, tool in enumerate(item.tools or ()):
+    for index, tool in enumerate(tools):
         where = f"tools.{index}"
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, dict):
@@ -107,16 +149,10 @@ def _tools_problem(item: Item) -> tuple[str, str] | None:
             return f"{where}.function.name", f"the tool {name!r} is offered twice"
         names.add(name)
         schema = function.get("parameters")
-        if schema is None:
-            continue
-        try:
-            Draft202012Validator.check_schema(schema)
-        except SchemaError as error:
-            path = ".".join(str(p) for p in error.absolute_path)
-            return (
-                f"{where}.function.parameters" + (f".{path}" if path else ""),
-                f"not a valid JSON Schema: {error.message}",
-            )
+        problem = None if schema is None else schema_problem(schema)
+        if problem is not None:
+            path, message = problem
+            return f"{where}.function.parameters" + (f".{path}" if path else ""), message
     return None
 
 
@@ -126,57 +162,89 @@ def _validation_problem(error: ValidationError) -> tuple[str, str]:
     field = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
         return field, f"unknown key; {did_you_mean(str(first['loc'][0]), list(Item.model_fields))}"
+    if first["type"] == "extra_forbidden" and first["loc"][0] == "expected" and len(first["loc"]) == 2:
+        return field, f"unknown key; {did_you_mean(str(first['loc'][1]), list(Expected.model_fields))}"
     if first["type"] == "missing":
         return field, "missing"
     return field, first["msg"].removeprefix("Value error, ")
 
 
-def load_items(path: Path, *, check: Check | None = None, slices: Sequence[str] = ()) -> list[Item]:
-    """All items of a JSONL file, in its order.
+class RowError(Exception):
+    """A row of which no item can be made: the field and what is wrong with it."""
 
-    Every line is checked: its form, a unique id, tools with valid JSON Schemas, the scorer's requirement (`check`)
-    and the presence of the slice fields. Raises `DataError` for the first bad line; its remedy counts the others.
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field, self.message = field, message
+
+
+Shape = Callable[[int, Row], Row]
+"""Makes an item's keys of a row and its number; `RowError` where it cannot."""
+
+
+def load_items(
+    source: Path | Rows,
+    *,
+    check: Check | None = None,
+    slices: Sequence[str] = (),
+    shape: Shape | None = None,
+    limit: int | None = None,
+) -> list[Item]:
+    """The items of a JSONL file or of other rows, in their order; with `limit` so many of them, evenly spread.
+
+    Every row is checked, also those that `limit` leaves out, which are not kept in memory: its form, a unique id,
+    tools with valid JSON Schemas, the scorer's requirement (`check`) and the presence of the slice fields. Raises
+    `DataError` for the first bad row; its remedy counts the others.
     """
+    rows = jsonl_rows(source) if isinstance(source, Path) else source
+    of = rows.count()
+    chosen = None if limit is None or limit >= of else set(_spread(of, limit))
     items: list[Item] = []
     seen: dict[str, int] = {}
     first: tuple[int, str, str] | None = None
     bad = 0
-    for line, value in read_jsonl(path):
-        problem: tuple[str, str] | None
+    for place, (number, row) in enumerate(rows.read()):
         try:
-            item = Item.model_validate(value)
-        except ValidationError as error:
-            problem = _validation_problem(error)
-        else:
-            problem = _tools_problem(item) or (check(item) if check else None)
-            if problem is None and item.id in seen:
-                problem = "id", f"{item.id!r} is also on line {seen[item.id]}"
-            if problem is None:
-                missing = next((s for s in slices if s != "kind" and s not in item.slice_fields()), None)
-                if missing is not None:
-                    problem = f"fields.{missing}", "missing, and the task slices by it"
-            seen.setdefault(item.id, line)
-            items.append(item)
-        if problem is not None:
+            item = _item(number, row, shape, check, slices)
+            if item.id in seen:
+                raise RowError("id", f"{item.id!r} is also on {'line' if rows.by_line else 'row'} {seen[item.id]}")
+        except RowError as error:
             bad += 1
-            first = first or (line, *problem)
+            first = first or (number, error.field, error.message)
+            continue
+        seen[item.id] = number
+        if chosen is None or place in chosen:
+            items.append(item)
     if first is not None:
-        line, field, message = first
-        others = f"{bad - 1} more line{'s' if bad > 2 else ''} of this file {'are' if bad > 2 else 'is'} wrong. "
-        raise DataError(
-            path,
-            message,
-            line=line,
-            field=field,
-            remedy=(others if bad > 1 else "") + "Every item needs a unique id, messages and what its scorer needs.",
-        )
+        number, field, message = first
+        what = "line" if rows.by_line else "row"
+        others = f"{bad - 1} more {what}{'s' if bad > 2 else ''} of this file {'are' if bad > 2 else 'is'} wrong. "
+        remedy = (others if bad > 1 else "") + "Every item needs a unique id, messages and what its scorer needs."
+        raise rows.error(number, field, message, remedy)
     if not items:
-        raise DataError(path, "no items", remedy="A task needs at least one item.")
+        raise DataError(rows.path, "no items", remedy="A task needs at least one item.")
     return items
 
 
-def take(items: Sequence[Item], limit: int | None) -> list[Item]:
+def _item(number: int, row: Row, shape: Shape | None, check: Check | None, slices: Sequence[str]) -> Item:
+    try:
+        item = Item.model_validate(shape(number, row) if shape else row)
+    except ValidationError as error:
+        raise RowError(*_validation_problem(error)) from None
+    problem = tools_problem(item.tools or ()) or (check(item) if check else None)
+    if problem is not None:
+        raise RowError(*problem)
+    missing = next((s for s in slices if s != "kind" and s not in item.slice_fields()), None)
+    if missing is not None:
+        raise RowError(f"fields.{missing}", "missing, and the task slices by it")
+    return item
+
+
+def _spread(of: int, limit: int) -> list[int]:
+    return [i * of // limit for i in range(limit)]
+
+
+def take(items: Sequence[_T], limit: int | None) -> list[_T]:
     """`limit` items spread evenly over the sequence (all when None or more than there are); order kept."""
     if limit is None or limit >= len(items):
         return list(items)
-    return [items[i * len(items) // limit] for i in range(limit)]
+    return [items[i] for i in _spread(len(items), limit)]

@@ -1,8 +1,9 @@
 """Answers on their way to records: appended as they come, sorted when the task is complete.
 
-`records/<task>.jsonl.part` holds one line an answer, {"key", "item", "answer"}: `key` says under which conditions it
-was given (model, engine flags, generation settings), `item` is the item's digest. Only a line whose key and digest
-are the present ones is reused, so a change of anything that could change an answer asks again.
+`records/<task>.jsonl.part` holds one line an answer, {"key", "item", "sample", "answer"}: `key` says under which
+conditions it was given (model, engine flags, generation settings), `item` is the item's digest, `sample` counts the
+answers to it. Only a line whose key and digest are the present ones is reused, so a change of anything that could
+change an answer asks again.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
+from evals.engines.base import Question
 from evals.items import Item
 from evals.scorers import Answer, Loglikelihood, Score, ToolCall
 from evals.scorers.builtin import builtin_scores
@@ -25,6 +29,8 @@ from sqtool.files import canonical_json, sha256_text, write_text
 SYNC_SECONDS = 1.0
 WHAT_WAS_SAID = ("text", "tool_calls", "finish_reason")
 """The parts of a record's output that are the model's answer; the others count tokens."""
+Answers = dict[tuple[str, int], Answer]
+"""Answers by the item's id and which of its answers it is."""
 
 
 def answer_key(model: Path, engine: EngineSpec, generation: GenerationSpec, seed: int) -> str:
@@ -40,7 +46,9 @@ def answer_key(model: Path, engine: EngineSpec, generation: GenerationSpec, seed
     ]
     # How long to wait for a start changes no answer.
     flags = engine.model_dump(mode="json", exclude={"startup_timeout"})
-    value = {"files": files, "engine": flags, "generation": generation.model_dump(mode="json"), "seed": seed}
+    # Each sample has a seed of its own, so that more of them leave the earlier ones as they are.
+    drawn = generation.model_dump(mode="json", exclude={"samples"})
+    value = {"files": files, "engine": flags, "generation": drawn, "seed": seed}
     return sha256_text(canonical_json(value))
 
 
@@ -59,18 +67,18 @@ def answer_from_json(value: Mapping[str, Any]) -> Answer:
     return Answer(**{**value, "tool_calls": calls, "loglikelihoods": likely})
 
 
-def read_part(path: Path, key: str, items: Sequence[Item]) -> dict[str, Answer]:
-    """Answers by item id that `path` has for these items under this key. A torn last line, or any line that is
-    not what it should be, is left out: its item is asked again."""
+def read_part(path: Path, key: str, items: Sequence[Item]) -> Answers:
+    """The answers that `path` has for these items under this key. A torn last line, or any line that is not what it
+    should be, is left out: its item is asked again."""
     digests = {item.digest(): item.id for item in items}
-    found: dict[str, Answer] = {}
+    found: Answers = {}
     if not path.is_file():
         return found
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             value = json.loads(line)
             if value["key"] == key and value["item"] in digests:
-                found[digests[value["item"]]] = answer_from_json(value["answer"])
+                found[digests[value["item"]], int(value["sample"])] = answer_from_json(value["answer"])
         except (ValueError, KeyError, TypeError):
             continue
     return found
@@ -80,19 +88,20 @@ class PartWriter:
     """Appends answers to a part file. Each line reaches the operating system at once (it outlives a kill -9 of this
     process) and the disk within a second or so (it outlives a power cut, but for that second)."""
 
-    def __init__(self, path: Path, key: str, kept: Sequence[tuple[Item, Answer]] = ()) -> None:
+    def __init__(self, path: Path, key: str, kept: Sequence[tuple[Question, Answer]] = ()) -> None:
         self.path, self.key = path, key
         # What is kept is written anew, so that a torn line of an earlier run is gone.
-        write_text(path, "".join(self._line(item, answer) for item, answer in kept))
+        write_text(path, "".join(self._line(question, answer) for question, answer in kept))
         self._handle = path.open("a", encoding="utf-8", newline="\n")
         self._synced = time.monotonic()
 
-    def _line(self, item: Item, answer: Answer) -> str:
-        return canonical_json({"key": self.key, "item": item.digest(), "answer": answer_json(answer)}) + "\n"
+    def _line(self, question: Question, answer: Answer) -> str:
+        asked = {"key": self.key, "item": question.item.digest(), "sample": question.sample}
+        return canonical_json({**asked, "answer": answer_json(answer)}) + "\n"
 
-    def append(self, item: Item, answer: Answer) -> None:
+    def append(self, question: Question, answer: Answer) -> None:
         """Keep one answer."""
-        self._handle.write(self._line(item, answer))
+        self._handle.write(self._line(question, answer))
         self._handle.flush()
         now = time.monotonic()
         if now - self._synced > SYNC_SECONDS:
@@ -112,19 +121,59 @@ class PartWriter:
 
 def record(task: str, item: Item, answer: Answer, score: Score, max_tokens: int) -> dict[str, Any]:
     """One line of `records/<task>.jsonl`; `max_tokens` is what the answer was allowed, unless the item says it."""
-    scores = {**score.scores, **builtin_scores(answer, item.max_tokens or max_tokens)}
+    # Where probabilities were asked for, nothing was said that could be empty or too long.
+    always = {} if answer.loglikelihoods else builtin_scores(answer, item.max_tokens or max_tokens)
+    more: dict[str, Any] = {}
+    if score.faults:
+        more["faults"] = [asdict(fault) for fault in score.faults]
+    if score.totals:
+        more["totals"] = dict(score.totals)
     return {
         "task": task,
         "id": item.id,
         "kind": item.kind,
         "cluster": item.cluster,
         "fields": item.slice_fields(),
-        "scores": scores,
+        "scores": {**score.scores, **always},
         "failure": score.failure,
         "detail": score.detail,
+        **more,
         "output": answer_json(answer),
         "expected": item.expected.model_dump(mode="json", exclude_none=True) if item.expected else None,
     }
+
+
+def averaged(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One record from those of an item's several answers: the means of their scores, the commonest failure among
+    those that have one, and all answers in `outputs`, the first of them in `output` as well."""
+    first = records[0]
+    if len(records) == 1:
+        return first
+    failed = [row for row in records if row["failure"] is not None]
+    worst = Counter(row["failure"] for row in failed).most_common(1)[0][0] if failed else None
+    detail = next((row["detail"] for row in failed if row["failure"] == worst), "")
+    return {
+        **first,
+        "scores": {name: fmean(row["scores"][name] for row in records) for name in first["scores"]},
+        "failure": worst,
+        "detail": f"{len(failed)} of {len(records)} answers are wrong; one of them: {detail or worst}"
+        if failed
+        else "",
+        "outputs": [row["output"] for row in records],
+    }
+
+
+def said(record: Mapping[str, Any]) -> Any:
+    """What a record says that the model answered, to compare two answers to one item character by character. Of
+    log-likelihoods, which differ in their last digits when prompts are batched differently, it is what they decided:
+    the scores."""
+    outputs = record.get("outputs") or [record.get("output")]
+    return [_said(output, record) if isinstance(output, Mapping) else output for output in outputs]
+
+
+def _said(output: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    answer = {key: output.get(key) for key in WHAT_WAS_SAID}
+    return {**answer, "scores": record["scores"]} if output.get("loglikelihoods") else answer
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from evals.harness.spec import LmEvalSpec
 from sqtool.spec import Spec
 
 OWNED_FLAGS = ("--model", "--host", "--port", "--api-key", "--served-model-name", "--uds")
 """Flags of `vllm serve` that sqtool sets itself; a recipe that set them would measure another server."""
 
 
-class EngineSpec(Spec):
-    """How vLLM is started. Keys are vLLM's own flag names; both sides of a comparison use the same ones."""
+_OPENAI_KEYS = ("base_url", "model", "candidate_base_url", "candidate_model", "api_key_env")
+_HF_KEYS = ("device", "dtype", "tool_call_parser", "batch_size")
+_NOT_VLLM = frozenset((*_OPENAI_KEYS, "batch_size"))
 
+
+class EngineSpec(Spec):
+    """What answers. Both sides of a comparison use the same section; a key of another kind is an error. The keys of
+    vLLM have the names of its flags."""
+
+    kind: Literal["vllm", "openai", "hf"] = Field(
+        default="vllm",
+        description="vllm: a vLLM server that sqtool starts here. openai: any OpenAI-compatible server that runs "
+        "already. hf: transformers in this process.",
+    )
+    base_url: str | None = Field(
+        default=None, description="kind openai: the server's address, such as http://host:8000/v1."
+    )
+    model: str | None = Field(default=None, description="kind openai: the baseline's name at the server.")
+    candidate_base_url: str | None = Field(
+        default=None, description="kind openai: where the candidate is served; default: at base_url."
+    )
+    candidate_model: str | None = Field(
+        default=None, description="kind openai: the candidate's name at its server; default: the same as `model`."
+    )
+    api_key_env: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="kind openai: name of the environment variable that holds the key. The key itself is never kept.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="kinds vllm and hf: the class of device that must answer; an error where there is none. auto: for "
+        "vllm what its environment was made for, for hf a GPU where there is one.",
+    )
+    batch_size: int = Field(default=16, gt=0, description="kind hf: prompts that go through the model together.")
     env: str = Field(
         default=".venv-vllm",
         description="Folder of the Python environment that holds vLLM (never sqtool's own), absolute or relative "
@@ -51,12 +92,13 @@ class EngineSpec(Spec):
         "16 bits, and say so in everything that was measured. never: stop instead.",
     )
     tool_call_parser: str | None = Field(
-        default="hermes", description="vLLM's parser of tool calls; null for a model that was not trained for tools."
+        default="hermes",
+        description="vLLM's parser of tool calls (kind hf: hermes); null for a model that was not trained for tools.",
     )
     generation_config: str = Field(
-        default="vllm",
-        description="Where sampling defaults come from: vllm (neutral ones, so that a checkpoint's "
-        "repetition_penalty does not bend greedy answers), auto (the checkpoint's file) or a folder.",
+        default="auto",
+        description="Where answers `as_served` take their sampling parameters from: auto (the checkpoint's file), vllm "
+        "(neutral ones) or a folder. Other answers take none from there: each request names all of them.",
     )
     seed: int = Field(default=0, ge=0, description="The engine's random seed.")
     startup_timeout: float = Field(default=600.0, gt=0, description="Seconds until the server must answer /health.")
@@ -76,22 +118,147 @@ class EngineSpec(Spec):
                 raise ValueError(f"write {flag} as the key `{name}` of this section")
         return value
 
+    @field_validator("base_url", "candidate_base_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"expected an address such as http://host:8000/v1, found {value!r}")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("an address with a name, a password or a query would be kept; use api_key_env")
+        return value.rstrip("/").removesuffix("/v1")
+
+    @classmethod
+    def keys_of(cls, kind: str) -> tuple[str, ...]:
+        """The keys that have a meaning for a kind, in the order of the section."""
+        if kind == "vllm":
+            return tuple(name for name in cls.model_fields if name not in _NOT_VLLM)
+        return ("kind", *(_OPENAI_KEYS if kind == "openai" else _HF_KEYS))
+
+    @model_validator(mode="after")
+    def _keys_of_this_kind(self) -> EngineSpec:
+        known = self.keys_of(self.kind)
+        for name in type(self).model_fields:
+            if name in self.model_fields_set and name not in known:
+                kinds = [kind for kind in ("vllm", "openai", "hf") if name in self.keys_of(kind)]
+                raise ValueError(
+                    f"{name} is a key of kind {' and '.join(kinds)}; kind {self.kind} knows {', '.join(known)}"
+                )
+        if self.kind == "openai" and not (self.base_url and self.model):
+            raise ValueError("kind openai needs base_url and model")
+        if self.kind == "hf" and self.tool_call_parser not in ("hermes", None):
+            raise ValueError(f"kind hf parses hermes tool calls only, not {self.tool_call_parser!r}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_keys_of_this_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What means nothing here is in no digest and in no recipe.json."""
+        known = self.keys_of(self.kind)
+        return {name: value for name, value in handler(self).items() if name in known}
+
+    def of_side(self, side: Literal["baseline", "candidate"]) -> EngineSpec:
+        """The engine of one side: where the sides are served in two places, only its own place is named."""
+        if self.kind != "openai":
+            return self
+        place: dict[str, str | None] = {"candidate_base_url": None, "candidate_model": None}
+        if side == "candidate":
+            place |= {"base_url": self.candidate_base_url or self.base_url, "model": self.candidate_model or self.model}
+        return self.model_copy(update=place)
+
 
 class GenerationSpec(Spec):
     """How answers are drawn. The default is greedy."""
 
-    temperature: float = Field(default=0.0, ge=0, description="0 is greedy.")
+    as_served: bool = Field(
+        default=False, description="Send no sampling parameter, as a client does that trusts the server's defaults."
+    )
+    temperature: float = Field(default=0.0, ge=0, le=2, description="0 is greedy.")
     top_p: float | None = Field(
         default=None, gt=0, le=1, description="Nucleus sampling; only with a temperature above 0."
     )
+    top_k: int | None = Field(default=None, gt=0, description="Sample from so many tokens; default: from all.")
+    min_p: float | None = Field(
+        default=None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's probability."
+    )
+    repetition_penalty: float | None = Field(default=None, gt=0, description="1 is none; default: none.")
     max_tokens: int = Field(default=256, gt=0, description="Longest answer in tokens; an item's own max_tokens wins.")
-    seed: int | None = Field(default=None, ge=0, description="Seed of each request; only matters when sampling.")
+    seed: int | None = Field(
+        default=None, ge=0, description="Seed of each item's first answer; only matters when sampling."
+    )
+    samples: int = Field(
+        default=1,
+        gt=0,
+        description="Answers to each item, with the seeds seed, seed + 1, ...; the item's score is their mean.",
+    )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken each time."""
+        return self.temperature == 0 and not self.as_served
+
+    def seed_of(self, sample: int, default: int) -> int:
+        """The seed of an item's `sample`-th answer (counted from 0); `default` is the evaluation's."""
+        return (default if self.seed is None else self.seed) + sample
 
     @model_validator(mode="after")
-    def _greedy_has_no_nucleus(self) -> GenerationSpec:
-        if self.temperature == 0 and self.top_p is not None:
-            raise ValueError("top_p has no meaning with temperature 0")
+    def _fits_together(self) -> GenerationSpec:
+        nucleus = {name: getattr(self, name) for name in ("top_p", "top_k", "min_p")}
+        if self.as_served:
+            sent = {"temperature": self.temperature or None, "seed": self.seed, **nucleus}
+            sent["repetition_penalty"] = self.repetition_penalty
+            for name, value in sent.items():
+                if value is not None:
+                    raise ValueError(f"as_served sends no sampling parameter, so {name} cannot be given")
+        elif self.temperature == 0:
+            for name, value in nucleus.items():
+                if value is not None:
+                    raise ValueError(f"{name} has no meaning with temperature 0")
+            if self.samples > 1:
+                raise ValueError("samples has no meaning with temperature 0: every answer would be the same")
         return self
+
+
+def _short_generation(value: Any) -> Any:
+    """`greedy` means `{}`, `as_served` means `{as_served: true}`."""
+    return {"greedy": {}, "as_served": {"as_served": True}}.get(value, value) if isinstance(value, str) else value
+
+
+ShortGeneration = Annotated[
+    GenerationSpec,
+    BeforeValidator(_short_generation, json_schema_input_type=GenerationSpec | Literal["greedy", "as_served"]),
+]
+
+
+class AsServedSpec(Spec):
+    """A second pass without any sampling parameter: what a client gets that trusts the server's defaults."""
+
+    items: int = Field(default=100, gt=0, description="Items that are asked in that way, spread over all tasks.")
+
+
+class DriftCheckSpec(Spec):
+    """Drift is computed with transformers; this asks the serving engine for the same log-probabilities. Where the two
+    disagree by more than the tolerance, drift is shown as not comparable with the engine; nothing is refused for it."""
+
+    items: int = Field(default=50, gt=0, description="Texts that the engine is asked, evenly over those of drift.")
+    top_k: int = Field(
+        default=5, gt=0, le=20, description="Most likely tokens compared at each position, beside the one that follows."
+    )
+    max_length: int = Field(default=512, gt=1, description="Tokens of each text that are asked (its first ones).")
+    tolerance: float = Field(
+        default=0.25,
+        gt=0,
+        description="Largest 99th percentile of the absolute difference in log-probability of the token that follows, "
+        "in nats.",
+    )
+    min_top1: float = Field(
+        default=0.99,
+        ge=0,
+        le=1,
+        description="Least share of positions where the engine's most likely token is, within the tolerance, also the "
+        "most likely in transformers.",
+    )
 
 
 class DriftSpec(Spec):
@@ -117,6 +284,10 @@ class DriftSpec(Spec):
         "where bfloat16 is several times slower.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the forward passes run.")
+    check: DriftCheckSpec | None = Field(
+        default_factory=lambda: DriftCheckSpec(),
+        description="Whether transformers and the engine agree on the same tokens; null leaves that unknown.",
+    )
 
 
 class ControlSpec(Spec):
@@ -133,11 +304,21 @@ class ControlSpec(Spec):
 class EvaluateSpec(Spec):
     """What is asked of baseline and candidate, and how."""
 
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+    tasks: tuple[str, ...] = Field(
         default=("tool_calls", "tasks", "recall"),
         description="Task files: a stem in evals/tasks, or a path to a YAML file.",
     )
-    generation: GenerationSpec = Field(default_factory=GenerationSpec, description="How answers are drawn.")
+    lm_eval: LmEvalSpec | None = Field(
+        default=None, description="Tasks of lm-evaluation-harness, beside `tasks` or with `tasks: []` alone."
+    )
+    generation: ShortGeneration = Field(
+        default_factory=lambda: GenerationSpec(), description="How answers are drawn: greedy, as_served, or parameters."
+    )
+    as_served: AsServedSpec | None = Field(
+        default_factory=lambda: AsServedSpec(),
+        description="Some items once more as a client gets them that names no sampling parameter; diagnostic. null "
+        "leaves it out.",
+    )
     concurrency: int = Field(default=64, gt=0, description="Requests in flight at once.")
     request_timeout: float = Field(default=300.0, gt=0, description="Seconds after which one request counts as failed.")
     retries: int = Field(default=4, ge=0, description="Further attempts after a lost connection, a time-out or a 5xx.")
@@ -158,3 +339,9 @@ class EvaluateSpec(Spec):
         if len(set(value)) != len(value):
             raise ValueError("a task is named twice")
         return value
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> EvaluateSpec:
+        if not self.tasks and self.lm_eval is None:
+            raise ValueError("no task is named, in tasks or in lm_eval")
+        return self

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from evals.items import Item, load_items, take
-from evals.scorers import Scorer, make_scorer
+from evals.items import Item, load_items, tools_problem
+from evals.mapping import ItemMapping
+from evals.scorers import SCORERS, Scorer, make_scorer, scorer_class, scorer_files
+from evals.sources import ItemSource, open_rows, place, source_files
 from evals.spec import EvaluateSpec, GenerationSpec
 from sqtool.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
+from sqtool.files import read_json
 from sqtool.spec import Spec
 
 TASK_FOLDER = Path("evals/tasks")
@@ -34,12 +37,14 @@ class GenerationOverrides(Spec):
     seed: int | None = Field(default=None, ge=0, description="Seed of each request.")
 
 
-class TaskSpec(Spec):
+class TaskSpec(ItemMapping):
     """A task: which items, and how their answers are scored."""
 
     task: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="The task's name; metrics are called TASK.METRIC.")
     description: str = Field(default="", description="What it measures, for people.")
-    items: str = Field(description="JSONL of items, relative to the project root or to this file.")
+    items: ItemSource = Field(
+        description="A JSONL or Parquet file, relative to the project root or to this file, or another source."
+    )
     scorer: ScorerChoice = Field(description="A scorer's name, or {name, options}.")
     generation: GenerationOverrides = Field(
         default_factory=GenerationOverrides, description="Settings that differ from the recipe's."
@@ -53,6 +58,29 @@ class TaskSpec(Spec):
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @field_validator("items", mode="before")
+    @classmethod
+    def _file_alone(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a task file, with each scorer's own options."""
+    schema = TaskSpec.model_json_schema()
+    properties = schema["properties"]
+    properties["items"] = {"anyOf": [{"type": "string"}, properties["items"]]}
+    properties["scorer"] = {"anyOf": [{"enum": list(SCORERS)}, properties["scorer"]]}
+    choice = schema["$defs"]["ScorerChoice"]
+    choice["properties"]["name"]["enum"] = list(SCORERS)
+    choice["allOf"] = [
+        {
+            "if": {"properties": {"name": {"const": name}}},
+            "then": {"properties": {"options": scorer_class(name).model_json_schema()}},
+        }
+        for name in SCORERS
+    ]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
 
 @dataclass(frozen=True)
 class Task:
@@ -61,6 +89,7 @@ class Task:
     spec: TaskSpec
     path: Path
     items_path: Path
+    """The file or folder that the items are read from."""
     items: tuple[Item, ...]
     scorer: Scorer
     generation: GenerationSpec
@@ -91,6 +120,7 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
         (): TaskSpec,
         ("scorer",): ScorerChoice,
         ("generation",): GenerationOverrides,
+        ("items",): ItemSource,
     }
     section = sections.get(tuple(str(p) for p in location[:-1]))
     return list(section.model_fields) if section else []
@@ -98,6 +128,11 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
 
 def read_task(path: Path) -> TaskSpec:
     """The task in a YAML file. `RecipeError` lists every problem with its line; `DataError` when it is not YAML."""
+    return _validated(path, _read_tree(path))
+
+
+def _read_tree(path: Path) -> Any:
+    """A task file as ruamel's tree, which knows the lines."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -115,6 +150,10 @@ def read_task(path: Path) -> TaskSpec:
         raise DataError(path, f"not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise DataError(path, "expected a mapping with task, items and scorer")
+    return tree
+
+
+def _validated(path: Path, tree: Any) -> TaskSpec:
     try:
         return TaskSpec.model_validate(tree)
     except ValidationError as error:
@@ -129,7 +168,7 @@ def read_task(path: Path) -> TaskSpec:
                 message = "missing"
             problems.append(Problem(".".join(str(p) for p in location), _line_of(tree, location), message, hint))
         failure = RecipeError(path, problems)
-        failure.remedy = "A task file has task, items, scorer, and if needed description, generation, slices."
+        failure.remedy = "A task file has task, items and scorer; docs/evaluations.md has every key, with examples."
         raise failure from None
 
 
@@ -159,17 +198,57 @@ def _generation(base: GenerationSpec, overrides: GenerationOverrides) -> Generat
 def load_task(name: str, root: Path, spec: EvaluateSpec) -> Task:
     """One task with its items (at most `spec.limit`), all checked."""
     path = find_task(name, root)
-    task = read_task(path)
+    tree = _read_tree(path)
+    task = _validated(path, tree)
+
+    def fault(message: str, *location: str) -> DataError:
+        return DataError(path, message, line=_line_of(tree, location), field=location[0])
+
     try:
         scorer = make_scorer(task.scorer.name, task.scorer.options)
         generation = _generation(spec.generation, task.generation)
     except UsageError as error:
-        raise DataError(path, error.message, field="scorer") from None
+        raise fault(error.message, "scorer", "options") from None
     except ValidationError as error:
-        raise DataError(path, error.errors()[0]["msg"].removeprefix("Value error, "), field="generation") from None
-    items_path = next((p for p in (root / task.items, path.parent / task.items) if p.is_file()), root / task.items)
-    items = load_items(items_path, check=scorer.check, slices=task.slices)
-    return Task(task, path, items_path, tuple(take(items, spec.limit)), scorer, generation)
+        raise fault(error.errors()[0]["msg"].removeprefix("Value error, "), "generation") from None
+    rows = open_rows(task.items, path, root)
+    shape = task.shape(_tools(task, path, root, _line_of(tree, ("tools",))))
+    items = load_items(rows, check=scorer.check, slices=task.slices, shape=shape, limit=spec.limit)
+    return Task(task, path, rows.path, tuple(items), scorer, generation)
+
+
+def _tools(task: TaskSpec, path: Path, root: Path, line: int) -> Sequence[Mapping[str, Any]] | None:
+    """The tools that a task brings along; `DataError` when they are none."""
+    if task.tools is None:
+        return None
+    where: Path = path
+    tools: Any = task.tools
+    if isinstance(tools, str):
+        line = 0
+        where = tools_file(task, path, root)
+        tools = read_json(where)
+    if not (isinstance(tools, Sequence) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise DataError(where, "expected a list of OpenAI tools", line=line, field="tools")
+    problem = tools_problem(tools)
+    if problem is not None:
+        raise DataError(where, problem[1], line=line, field=problem[0])
+    return list(tools)
+
+
+def tools_file(task: TaskSpec, path: Path, root: Path) -> Path:
+    """The file that `tools` names."""
+    return place(str(task.tools), root, path.parent)
+
+
+def task_files(path: Path, root: Path) -> list[Path]:
+    """Every file that decides what a task asks and how it scores; `DataError` for one that is missing."""
+    task = read_task(path)
+    files = [path, *source_files(task.items, path, root)]
+    if isinstance(task.tools, str):
+        files.append(tools_file(task, path, root))
+        if not files[-1].is_file():
+            raise DataError(path, f"no such file: {files[-1]}", field="tools")
+    return files + scorer_files(task.scorer.name, task.scorer.options)
 
 
 def load_tasks(spec: EvaluateSpec, root: Path) -> list[Task]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,14 @@ from sqtool.files import read_jsonl
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids of one text. Tokens from index `answer_start` on are the answer; it may equal the length."""
+    """Token ids of one text. Tokens from index `answer_start` on are the answer; it may equal the length. `fields` are
+    the item's own, and the script that it is written in."""
 
     id: str
     kind: str
-    tokens: tuple[int, ...]
+    tokens: Sequence[int]
     answer_start: int
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 def round_robin(items: Iterable[Item], limit: int) -> list[Item]:
@@ -45,8 +50,12 @@ def _answer(item: Item, answers: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     """The assistant's message that answers the item: the expected one, else the one that a model gave."""
     if item.expected is not None and item.expected.text is not None:
         return {"role": "assistant", "content": item.expected.text}
-    if item.expected is not None and item.expected.calls:
-        return _calls_message([(call.name, call.arguments) for call in item.expected.calls])
+    if item.expected is not None and item.expected.choice is not None and item.choices:
+        return {"role": "assistant", "content": item.choices[item.expected.choice]}
+    if item.expected is not None:
+        calls = item.expected.calls or [call.first() for call in item.expected.possible_calls or ()]
+        if calls:
+            return _calls_message([(call.name, call.arguments) for call in calls])
     given = answers.get(item.id)
     if given is not None and given["text"]:
         return {"role": "assistant", "content": given["text"]}
@@ -87,7 +96,23 @@ def render(
     full = full[:max_length]
     if len(full) < 2:
         return None
-    return Text(item.id, item.kind or "none", tuple(full), min(start, len(full)))
+    # Four bytes a token; a tuple of numbers takes ten times that.
+    return Text(item.id, item.kind or "none", array("i", full), min(start, len(full)), _fields(item))
+
+
+def _fields(item: Item) -> dict[str, str]:
+    """The item's fields as texts, without those that are null."""
+    said = " ".join(m.content for m in item.messages if isinstance(m.content, str) and m.role in ("user", "assistant"))
+    return {"script": script(said), **{k: str(v) for k, v in item.slice_fields().items() if v is not None}}
+
+
+def script(text: str) -> str:
+    """The script most letters of a text are of, as Unicode names it (latin, cyrillic, cjk, ...); `none` without any."""
+    letters = Counter(character for character in text if character.isalpha())
+    scripts: Counter[str] = Counter()
+    for letter, count in letters.items():
+        scripts[unicodedata.name(letter, "unknown").split()[0].lower()] += count
+    return scripts.most_common(1)[0][0] if scripts else "none"
 
 
 def _prose(drift: DriftSpec, root: Path) -> list[Item]:
@@ -123,6 +148,11 @@ def load_texts(
     items = round_robin((item for task in tasks for item in task.items), drift.items)
     texts = [render(item, tokenizer, drift.max_length, given) for item in [*items, *_prose(drift, root)]]
     kept = [text for text in texts if text is not None]
+    if not kept:
+        raise UsageError(
+            "drift has no texts: evaluate.tasks has no items, and evaluate.drift.prose no file",
+            remedy="Name prose (JSONL), or set `evaluate.drift: null`.",
+        )
     return sorted(kept, key=lambda text: (-len(text.tokens), text.id))
 
 

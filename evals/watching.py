@@ -41,7 +41,11 @@ class Follower:
     """Follows one task's answers, which come in any order, in the order in which they were asked for."""
 
     def __init__(
-        self, watch: Watch, task: str, items: Sequence[Item], record: Callable[[Item, Answer], Mapping[str, Any]]
+        self,
+        watch: Watch,
+        task: str,
+        items: Sequence[Item],
+        record: Callable[[Item, Sequence[Answer]], Mapping[str, Any]],
     ) -> None:
         self.watch, self.task, self.record = watch, task, record
         self.items = [items[place] for place in watch.order(task, [item.id for item in items])]
@@ -49,8 +53,9 @@ class Follower:
         self.shown = 0
         self._answered = 0
 
-    def after(self, answers: Mapping[str, Answer]) -> None:
-        """Look if a batch is complete; raises `EnoughError` when that was enough."""
+    def after(self, answers: Mapping[str, Sequence[Answer]]) -> None:
+        """Look if a batch is complete; raises `EnoughError` when that was enough. `answers` has, by id, the items of
+        which every answer is there."""
         while self._answered < len(self.items) and self.items[self._answered].id in answers:
             self._answered += 1
         # The last item needs no look: then everything is there, and the gate decides.

@@ -155,7 +155,7 @@ def _check_scales(checkpoint: Path) -> None:
     for path in sorted({t.file for t in read_checkpoint(checkpoint).values()}):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
-                if not name.endswith("_scale"):
+                if not name.endswith(("_scale", ".scales")):
                     continue
                 scale = tensors.get_tensor(name).float()
                 if not torch.isfinite(scale).all() or (scale == 0).any():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model, field_validator, model_serializer, model_validator
 
-from quantize.backends import BACKENDS
+from quantize.backends import BACKENDS, capabilities
 from quantize.combine import check
 from quantize.methods import METHODS, load_method
 from quantize.methods.base import MethodSpec
@@ -75,6 +75,8 @@ class QuantizeSpec(Spec):
     checkpoint: str | None = None
     """A folder or hub id of a checkpoint that was quantized elsewhere; then nothing is quantized here."""
     backend: str = "llmcompressor"
+    """Who does the work: llmcompressor here, or autoawq, auto-gptq, gptqmodel, each in an environment of its own
+    (`sqtool backend install NAME`)."""
     batch_size: int = Field(default=8, ge=1)
     """Calibration rows that go through the model at once."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -108,7 +110,8 @@ class QuantizeSpec(Spec):
             return self
         if not self.methods:
             raise ValueError("give methods, e.g. `methods: [{awq: {scheme: W4A16_ASYM}}]`, or a finished checkpoint")
-        problems = check([step.method for step in self.methods])
+        methods = [step.method for step in self.methods]
+        problems = check(methods) or capabilities.check(self.backend, methods)
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -16,7 +17,13 @@ from evals.items import Item
 from sqtool.errors import UsageError, did_you_mean
 
 SCORERS = {
+    "choice": "evals.scorers.choice:Choice",
     "exact_match": "evals.scorers.exact_match:ExactMatch",
+    "function": "evals.scorers.function:Function",
+    "json_schema": "evals.scorers.json_schema:JsonSchema",
+    "numeric": "evals.scorers.numeric:Numeric",
+    "perplexity": "evals.scorers.perplexity:Perplexity",
+    "regex": "evals.scorers.regex:Regex",
     "tool_calls": "evals.scorers.tool_calls:ToolCalls",
 }
 
@@ -57,13 +64,25 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """One wrong argument of a tool call; `wrong` is missing, unexpected, type or value."""
+
+    tool: str
+    argument: str
+    wrong: str
+
+
+@dataclass(frozen=True)
 class Score:
-    """`scores` has a metric only where it applies. `failure` is None for a right answer, otherwise the layer at
-    which it went wrong; `detail` says more for people."""
+    """`scores` has a metric only where it applies, each in [0, 1]. `failure` is None for a right answer, otherwise
+    the layer at which it went wrong; `detail` says more for people, `faults` for programs. `totals` are numbers of
+    any size that are summed over a task."""
 
     scores: Mapping[str, float]
     failure: str | None = None
     detail: str = field(default="")
+    faults: tuple[Fault, ...] = ()
+    totals: Mapping[str, float] = field(default_factory=dict)
 
 
 class Scorer(Protocol):
@@ -90,13 +109,18 @@ class Scorer(Protocol):
         """Pure: no files, no network, no randomness."""
 
 
-def make_scorer(name: str, options: Mapping[str, Any] | None = None) -> Scorer:
-    """The scorer called `name` with its options; `UsageError` for an unknown name or option."""
+def scorer_class(name: str) -> Any:
+    """The strict model behind a scorer's name; `UsageError` for an unknown one."""
     target = SCORERS.get(name)
     if target is None:
         raise UsageError(f"no scorer {name!r}; {did_you_mean(name, list(SCORERS))}")
     module, _, attribute = target.partition(":")
-    factory = getattr(import_module(module), attribute)
+    return getattr(import_module(module), attribute)
+
+
+def make_scorer(name: str, options: Mapping[str, Any] | None = None) -> Scorer:
+    """The scorer called `name` with its options; `UsageError` for an unknown name or option."""
+    factory = scorer_class(name)
     try:
         scorer: Scorer = factory(**dict(options or {}))
     except ValidationError as error:
@@ -106,5 +130,15 @@ def make_scorer(name: str, options: Mapping[str, Any] | None = None) -> Scorer:
             raise UsageError(
                 f"scorer {name}: unknown option {key!r}; {did_you_mean(key, list(factory.model_fields))}"
             ) from None
-        raise UsageError(f"scorer {name}: option {key}: {first['msg']}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"scorer {name}: {f'option {key}: ' if key else ''}{message}") from None
     return scorer
+
+
+def scorer_files(name: str, options: Mapping[str, Any]) -> list[Path]:
+    """Files beside sqtool's own whose content decides how answers are scored: the code of a user's function."""
+    if name != "function":
+        return []
+    from evals.scorers.function import source_file
+
+    return source_file(str(options.get("name", "")))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from evals.scorers import Answer
 
+BUILTIN = ("gen_len", "empty", "truncated", "repetition")
+"""Metrics that say nothing about right and wrong."""
 LONGEST_PERIOD = 64
 LEAST_REPEATS = 4
 LEAST_CHARACTERS = 48

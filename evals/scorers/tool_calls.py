@@ -1,45 +1,26 @@
 """Tool calls, scored and sorted by the layer at which they fail.
 
 Validity against the JSON Schema alone misses regressions (a 4-bit model can keep its syntax and lose its values), so
-two metrics are kept apart, and each wrong answer is given the first layer at which it went wrong.
+the metrics are kept apart, and each wrong answer is given the first layer at which it went wrong.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
-from evals.items import Call, Item
+from pydantic import Field
+
+from evals.items import Call, Item, PossibleCall
+from evals.schemas import parse_json, violation
 from evals.scorers import Answer, Score, ToolCall
-from sqtool.spec import Spec
+from evals.scorers.arguments import Compare, assign, possible
+from evals.scorers.base import Generating
+from sqtool.files import canonical_json
 
 _MARKER = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-
-
-def _reject_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def parse_json(text: str) -> Any:
-    """The value of a JSON text as the standard has it (no NaN, no Infinity); `ValueError` when it is none."""
-    return json.loads(text, parse_constant=_reject_constant)
-
-
-def json_equal(a: Any, b: Any) -> bool:
-    """Equality of JSON values: numbers by value (5 equals 5.0), true is not 1, strings exactly, arrays in order,
-    objects regardless of order."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return isinstance(a, bool) and isinstance(b, bool) and a == b
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return a == b
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(json_equal(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(json_equal(a[k], b[k]) for k in a)
-    return type(a) is type(b) and bool(a == b)
 
 
 def _attempts(text: str) -> list[str]:
@@ -51,15 +32,18 @@ def _attempts(text: str) -> list[str]:
     return [bare] if bare[:1] in "[{" and '"name"' in bare and '"arguments"' in bare else []
 
 
-def _is_call(text: str) -> bool:
+def _calls_in(text: str) -> list[ToolCall]:
+    """The calls that the text of an attempt holds; empty when it is none."""
     try:
         value = parse_json(text)
     except ValueError:
-        return False
-    values = value if isinstance(value, list) and value else [value]
-    return all(
+        return []
+    values = value if isinstance(value, list) else [value]
+    if not all(
         isinstance(v, dict) and isinstance(v.get("name"), str) and isinstance(v.get("arguments"), dict) for v in values
-    )
+    ):
+        return []
+    return [ToolCall(v["name"], canonical_json(v["arguments"])) for v in values]
 
 
 def _arguments(call: ToolCall) -> dict[str, Any] | None:
@@ -71,67 +55,38 @@ def _arguments(call: ToolCall) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _schemas(item: Item) -> dict[str, Mapping[str, Any] | None]:
+    """Each offered tool's schema of its parameters."""
+    return {tool["function"]["name"]: tool["function"].get("parameters") for tool in item.tools or ()}
+
+
 def _schema_problem(item: Item, name: str, arguments: dict[str, Any]) -> str | None:
     """What makes the arguments invalid for the offered tool `name`, or None."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    for tool in item.tools or ():
-        function = tool["function"]
-        if function["name"] == name:
-            schema = function.get("parameters")
-            error = best_match(Draft202012Validator(schema).iter_errors(arguments)) if schema is not None else None
-            if error is None:
-                return None
-            where = ".".join(str(p) for p in error.absolute_path)
-            return f"{where}: {error.message}" if where else error.message
-    return f"no tool {name!r} was offered"
+    schemas = _schemas(item)
+    if name not in schemas:
+        return f"no tool {name!r} was offered"
+    return None if schemas[name] is None else violation(schemas[name], arguments)
 
 
-def _unmatched(wanted: Sequence[Call], got: Sequence[tuple[str, dict[str, Any]]]) -> list[Call]:
-    """Expected calls without an equal one among `got`, each of which counts once. Order does not matter.
-
-    Equality is transitive, so taking the first equal call is as good as the best assignment."""
-    left = list(got)
-    missing = []
-    for call in wanted:
-        for index, (name, arguments) in enumerate(left):
-            if name == call.name and json_equal(call.arguments, arguments):
-                del left[index]
-                break
-        else:
-            missing.append(call)
-    return missing
+def _expected_calls(item: Item) -> tuple[Call | PossibleCall, ...] | None:
+    if item.expected is None:
+        return None
+    return item.expected.calls if item.expected.possible_calls is None else item.expected.possible_calls
 
 
-def _argument_detail(call: Call, got: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """Which argument of an unmatched call is wrong, against the nearest call of the same tool."""
-    same = [arguments for name, arguments in got if name == call.name]
-
-    def wrong(arguments: dict[str, Any]) -> list[str]:
-        out = [
-            f"{key}: missing" if key not in arguments else f"{key}: expected {value!r}, found {arguments[key]!r}"
-            for key, value in call.arguments.items()
-            if key not in arguments or not json_equal(value, arguments[key])
-        ]
-        return out + [f"{key}: not expected" for key in arguments if key not in call.arguments]
-
-    nearest = sorted((wrong(arguments) for arguments in same), key=len)
-    return f"{call.name}: " + "; ".join(nearest[0] if nearest else ["not called"])
-
-
-class ToolCalls(Spec):
+class ToolCalls(Generating):
     """schema_valid (only on items that expect calls): 1 when there is a call and every call names an offered tool
     with arguments that validate against its JSON Schema (draft 2020-12, `format` not asserted). call_match: 1 when
-    the calls are the expected ones, arguments exactly, in any order; with `expected.calls == []`, when none was tried.
+    the calls are the expected ones in any order; when none is expected, when none was tried. finish_reason_ok (only
+    with the server's parser): 1 when the server says `tool_calls` exactly where it gives calls, for clients look at it.
 
     Failure layers, first match: failed_abstention; with no parsed call: truncated, left_in_content (a well-formed
     call that the server's parser dropped), unparseable, not_attempted; with parsed calls: truncated, unparseable
-    (arguments are no JSON object), wrong_tool, wrong_count, schema_invalid, wrong_arguments.
+    (arguments are no JSON object), wrong_tool, left_in_content (some of the calls), wrong_count, schema_invalid,
+    wrong_arguments (`faults` says which, and how); and wrong_finish_reason where all else is right (call_match is 1).
     """
 
-    asks: ClassVar[str] = "generate"
-    metrics: ClassVar[tuple[str, ...]] = ("schema_valid", "call_match")
+    metrics: ClassVar[tuple[str, ...]] = ("schema_valid", "call_match", "finish_reason_ok")
     failures: ClassVar[tuple[str, ...]] = (
         "not_attempted",
         "left_in_content",
@@ -142,50 +97,83 @@ class ToolCalls(Spec):
         "wrong_arguments",
         "failed_abstention",
         "truncated",
+        "wrong_finish_reason",
     )
 
-    def continuations(self, _item: Item) -> tuple[str, ...]:
-        return ()
+    compare: Compare = Field(
+        default="exact",
+        description="exact: JSON equality. bfcl: the rules of the Berkeley Function Calling Leaderboard (case, spaces "
+        "and some punctuation of strings do not count); needed for items with `possible_calls`.",
+    )
+    parser: Literal["server", "text"] = Field(
+        default="server",
+        description="server: the calls that the server parsed. text: also <tool_call> blocks (Hermes) in the text, as "
+        "with `tool_choice: none` or a server without a parser; the difference is what the server's parser loses.",
+    )
 
     def check(self, item: Item) -> tuple[str, str] | None:
-        if item.expected is None or item.expected.calls is None:
+        wanted = _expected_calls(item)
+        if wanted is None:
             return "expected.calls", "missing, and the scorer tool_calls needs it"
         if not item.tools:
             return "tools", "missing: without tools nothing can be called or abstained from"
-        for index, call in enumerate(item.expected.calls):
-            problem = _schema_problem(item, call.name, call.arguments)
+        for index, call in enumerate(wanted):
+            if isinstance(call, PossibleCall):
+                where = f"expected.possible_calls.{index}"
+                if self.compare != "bfcl":
+                    return where, "several acceptable values need the option `compare: bfcl`"
+                problem = _possible_problem(item, call)
+            else:
+                where = f"expected.calls.{index}"
+                problem = _schema_problem(item, call.name, call.arguments)
             if problem is not None:
-                return f"expected.calls.{index}", f"the expected call is itself invalid: {problem}"
+                return where, f"the expected call is itself invalid: {problem}"
         return None
 
     def applies(self, item: Item) -> tuple[str, ...]:
-        assert item.expected is not None
-        return self.metrics if item.expected.calls else ("call_match",)
+        calls = self.metrics[:2] if _expected_calls(item) else self.metrics[1:2]
+        return calls if self.parser == "text" else (*calls, "finish_reason_ok")
 
     def score(self, item: Item, answer: Answer) -> Score:
-        assert item.expected is not None
-        assert item.expected.calls is not None
-        wanted = item.expected.calls
         attempts = _attempts(answer.text)
+        calls = answer.tool_calls
+        if self.parser == "text" and not calls:
+            inside = [_calls_in(text) for text in attempts]
+            # As vLLM's parser does it: one block that is no call spoils them all.
+            calls = tuple(call for some in inside for call in some) if all(inside) else ()
+        found = self._score(item, answer, calls, attempts)
+        if self.parser == "text":
+            return found
+        stated = answer.finish_reason == "tool_calls"
+        scores = {**found.scores, "finish_reason_ok": float(stated == bool(calls))}
+        if found.failure is None and stated != bool(calls):
+            detail = f"finish_reason is {answer.finish_reason!r} with {len(calls)} call(s)"
+            return Score(scores, "wrong_finish_reason", detail)
+        return Score(scores, found.failure, found.detail, found.faults)
+
+    def _score(self, item: Item, answer: Answer, calls: Sequence[ToolCall], attempts: Sequence[str]) -> Score:
+        wanted = _expected_calls(item)
+        assert wanted is not None
         if not wanted:
-            tried = [c.name for c in answer.tool_calls] or attempts
+            tried = len(calls) or len(attempts)
             if tried:
-                return Score({"call_match": 0.0}, "failed_abstention", f"tried {len(tried)} call(s)")
+                return Score({"call_match": 0.0}, "failed_abstention", f"tried {tried} call(s)")
             return Score({"call_match": 1.0})
         cut = answer.finish_reason == "length"
-        if not answer.tool_calls:
-            return Score({"schema_valid": 0.0, "call_match": 0.0}, _no_call_layer(attempts, cut=cut))
+        nothing = {"schema_valid": 0.0, "call_match": 0.0}
+        if not calls:
+            return Score(nothing, _no_call_layer(attempts, cut=cut))
 
-        parsed = [(call.name, _arguments(call)) for call in answer.tool_calls]
+        parsed = [(call.name, _arguments(call)) for call in calls]
         got = [(name, arguments) for name, arguments in parsed if arguments is not None]
         if len(got) < len(parsed):
-            layer = "truncated" if cut else "unparseable"
-            return Score({"schema_valid": 0.0, "call_match": 0.0}, layer, "arguments are no JSON object")
+            return Score(nothing, "truncated" if cut else "unparseable", "arguments are no JSON object")
         problems = [p for p in (_schema_problem(item, name, arguments) for name, arguments in got) if p is not None]
-        missing = _unmatched(wanted, got)
-        match = not missing and len(got) == len(wanted)
-        scores = {"schema_valid": float(not problems), "call_match": float(match)}
-        if match:
+        if self.compare == "bfcl":
+            wanted = tuple(possible(call) if isinstance(call, Call) else call for call in wanted)
+        found = assign(wanted, got, {name: schema or {} for name, schema in _schemas(item).items()})
+        scores = {"schema_valid": float(not problems), "call_match": float(found.matched)}
+        if found.matched:
             return Score(scores)
         if cut:
             return Score(scores, "truncated")
@@ -194,10 +182,12 @@ class ToolCalls(Spec):
             extra = sorted(names.keys() - wanted_names.keys())
             return Score(scores, "wrong_tool", f"called {', '.join(extra)}")
         if names != wanted_names:
-            return Score(scores, "wrong_count", f"{len(got)} call(s), expected {len(wanted)}")
+            dropped = self.parser == "server" and len(got) < len(wanted) and any(map(_calls_in, attempts))
+            layer = "left_in_content" if dropped else "wrong_count"
+            return Score(scores, layer, f"{len(got)} call(s), expected {len(wanted)}")
         if problems:
-            return Score(scores, "schema_invalid", problems[0])
-        return Score(scores, "wrong_arguments", _argument_detail(missing[0], got))
+            return Score(scores, "schema_invalid", problems[0], found.faults)
+        return Score(scores, "wrong_arguments", found.detail, found.faults)
 
 
 def _no_call_layer(attempts: Sequence[str], *, cut: bool) -> str:
@@ -205,4 +195,14 @@ def _no_call_layer(attempts: Sequence[str], *, cut: bool) -> str:
         return "truncated"
     if not attempts:
         return "not_attempted"
-    return "left_in_content" if all(_is_call(text) for text in attempts) else "unparseable"
+    return "left_in_content" if all(map(_calls_in, attempts)) else "unparseable"
+
+
+def _possible_problem(item: Item, call: PossibleCall) -> str | None:
+    """What is wrong with a possible call. Its values need not fit the schema: BFCL allows names of variables."""
+    schemas = _schemas(item)
+    if call.name not in schemas:
+        return f"no tool {call.name!r} was offered"
+    properties = (schemas[call.name] or {}).get("properties") or {}
+    unknown = sorted(call.arguments.keys() - properties.keys()) if properties else []
+    return f"the tool has no parameter {unknown[0]!r}" if unknown else None

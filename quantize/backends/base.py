@@ -21,7 +21,8 @@ class Job:
     """In order, already checked."""
     tokens: Path | None
     """safetensors file with `input_ids` and `position_ids` [rows, row length], int32, None when no method needs data.
-    A position of 0 starts a conversation that must not see those before it."""
+    A position of 0 starts a conversation that must not see those before it. With a `loss_mask` (same shape, 0 or 1)
+    methods that minimize a loss over tokens should look at those with 1 only."""
     out: Path
     """The checkpoint folder to make."""
     log: Path

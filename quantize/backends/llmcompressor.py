@@ -38,6 +38,10 @@ FAILURES = (
 TELLING = ("Hessian inversion failed", "Skipping smooth_layer", "NaN")
 
 
+MASKED = ("awq",)
+"""Methods whose loss llm-compressor can restrict to some tokens."""
+
+
 class LlmCompressor:
     """`backend: llmcompressor`."""
 
@@ -103,7 +107,7 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
     from quantize.backends.cache_watch import summarize
     from quantize.backends.layer_watch import LayerWatch
     from quantize.backends.modifiers import Watches, build
-    from quantize.backends.rows import isolates, loader
+    from quantize.backends.rows import has_loss_mask, isolates, loader
     from quantize.backends.same_function import FunctionWatch
     from quantize.backends.tracing import true_to_the_model
 
@@ -131,6 +135,11 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
     steps = sum(len(decoder) + 1 if made.requires_calibration_data else 1 for made in recipe)
     data = loader(model, job.tokens, job.batch_size, apart=apart) if job.tokens else None
     first = next(iter(data)) if data else None
+    if first is not None:
+        first = {name: values for name, values in first.items() if name != "loss_mask"}
+    masked = job.tokens is not None and has_loss_mask(job.tokens)
+    if masked and (blind := [method.name for method in job.methods if method.name not in MASKED]):
+        notes.append(f"{', '.join(blind)} looks at every token: only {MASKED[0]} has a loss that can be masked")
     with (
         progress.task(f"quantize: {names}", total=steps) as task,
         true_to_the_model(model, decoder[0], first),
@@ -140,6 +149,7 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
             model=model,
             recipe=recipe,
             dataset=data,
+            use_loss_mask=masked,
             moe_calibrate_all_experts=job.calibrate_all_experts,
             trust_remote_code_model=job.trust_remote_code,
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
@@ -21,7 +22,7 @@ class _Seen(Exception):  # noqa: N818 - ends a forward pass early, nothing is wr
 
 
 def read_rows(model: Any, tokens: Path) -> list[dict[str, torch.Tensor]]:
-    """Keyword arguments of a forward pass for each row; int64 [length] each."""
+    """Keyword arguments of a forward pass for each row; int64 [length] each. A `loss_mask` is not among them."""
     kept = load_file(tokens)
     ids = kept["input_ids"].long()
     if "position_ids" not in kept or "position_ids" not in inspect.signature(model.forward).parameters:
@@ -30,25 +31,40 @@ def read_rows(model: Any, tokens: Path) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "position_ids": place} for row, place in zip(ids, places, strict=True)]
 
 
+def has_loss_mask(tokens: Path) -> bool:
+    """Do the rows say which tokens the loss looks at?"""
+    with safe_open(tokens, framework="pt") as kept:
+        return "loss_mask" in kept.keys()  # noqa: SIM118 - not a dict
+
+
 def loader(model: Any, tokens: Path, batch_size: int, *, apart: bool = False) -> Any:
-    """Rows of equal length, in order: nothing is cut or padded by a collator, and nothing is shuffled again.
+    """Rows of equal length, in order: nothing is cut or padded by a collator, and nothing is shuffled again. Where the
+    rows have a `loss_mask`, it goes with them; llm-compressor takes it out before the model runs.
 
     With `apart` every conversation is a batch of its own: slower, for models in which those of a row see each other.
     """
-    rows: Any = read_rows(model, tokens)
     if apart:
         return DataLoader(conversations(tokens), batch_size=1, shuffle=False)
+    rows: Any = read_rows(model, tokens)
+    if has_loss_mask(tokens):
+        masks = load_file(tokens)["loss_mask"].long()
+        rows = [{**row, "loss_mask": mask} for row, mask in zip(rows, masks, strict=True)]
     return DataLoader(rows, batch_size=batch_size, shuffle=False)
 
 
 def conversations(tokens: Path) -> Any:
-    """Keyword arguments of a forward pass for each conversation; int64 [its length] each."""
+    """Keyword arguments of a forward pass for each conversation; int64 [its length] each. A `loss_mask` goes along."""
     kept = load_file(tokens)
+    places = kept["position_ids"]
+    columns = {name: kept[name].long() for name in ("input_ids", "loss_mask") if name in kept}
     found = []
-    for ids, places in zip(kept["input_ids"].long(), kept["position_ids"], strict=True):
-        starts = [*(places == 0).nonzero().flatten().tolist(), len(ids)]
-        found += [ids[start:end] for start, end in pairwise(starts)]
-    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in found if len(ids) > 1]
+    for row in range(len(places)):
+        starts = [*(places[row] == 0).nonzero().flatten().tolist(), len(places[row])]
+        for start, end in pairwise(starts):
+            if end - start > 1:
+                one: dict[str, Any] = {name: values[row, start:end] for name, values in columns.items()}
+                found.append({**one, "attention_mask": torch.ones_like(one["input_ids"])})
+    return found
 
 
 def isolates(model: Any, first_layer: Any, tokens: Path) -> bool:

@@ -54,7 +54,8 @@ def comment(run: CiRun, *, marked: bool = True) -> str:
 def _why(run: CiRun) -> list[str]:
     """The table has the figures of a verdict, so its metrics' names are enough here."""
     refused = [judged.title for judged in run.judged if judged.effect == "refused"]
-    if run.gate_decided and refused:
+    differ = [d for d in run.verdict.get("differences") or () if not d.get("allowed")]
+    if run.gate_decided and refused and not differ:
         return [f"{run.verdict.get('outcome')}: {', '.join(refused)}"]
     return run.facts.why
 

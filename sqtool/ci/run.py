@@ -19,6 +19,15 @@ from sqtool.report.numbers import percent, signed_points
 from sqtool.report.verdict import HEADERS, metric_row
 from sqtool.runfolder import RunFolder
 
+_PLACES = {
+    "device": "--device",
+    "base_url": "--baseline-url",
+    "candidate_base_url": "--candidate-url",
+    "model": "--baseline-name",
+    "candidate_model": "--candidate-name",
+    "api_key_env": "--api-key-env",
+}
+"""Keys of the engine section, and the options of `sqtool gate` that mean them."""
 Effect = Literal["passed", "refused", "allowed", "not judged"]
 """What the gate does about a metric: `allowed` is INCONCLUSIVE where the recipe or the slice's rule lets it be."""
 
@@ -180,9 +189,14 @@ def _without_recipe(folder: RunFolder, state: Mapping[str, Any]) -> list[str]:
     try:
         recipe = read_json(folder.recipe_json)
         checkpoint, tasks = recipe["quantize"]["checkpoint"], recipe["evaluate"]["tasks"]
+        engine = recipe.get("engine") or {}
     except (DataError, KeyError, TypeError):
         return []
     words = ["sqtool", "gate", "--baseline", str(state["model"]), "--candidate", str(checkpoint)]
     for task in tasks:
         words += ["--task", str(task)]
+    for key, option in _PLACES.items():
+        value = engine.get(key)
+        if value and value != "auto":
+            words += [option, str(value)]
     return [shlex.join(words)]

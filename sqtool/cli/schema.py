@@ -1,9 +1,10 @@
-"""`sqtool schema`: the JSON Schema of a recipe."""
+"""`sqtool schema`: the JSON Schema of a recipe or of a task file."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,16 +16,17 @@ from sqtool.cli.options import examples
     epilog=examples(
         "sqtool schema > recipe.schema.json",
         "sqtool schema --out recipe.schema.json",
+        "sqtool schema --task > task.schema.json",
         "# yaml-language-server: $schema=recipe.schema.json    as a recipe's first line",
     ),
 )
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
-def command(out: Path | None) -> int:
+@click.option("--task", is_flag=True, help="Of an evaluation task's file instead, scorers' options included.")
+def command(out: Path | None, task: bool) -> int:
     """Print the JSON Schema (draft 2020-12) of a recipe; editors complete and check recipes with it."""
     from sqtool.files import write_text
-    from sqtool.recipe import json_schema
 
-    text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+    text = json.dumps(_schema(task=task), indent=2, ensure_ascii=False)
     if out is None:
         click.echo(text)
         return 0
@@ -33,3 +35,13 @@ def command(out: Path | None) -> int:
     except OSError as error:
         raise click.UsageError(f"cannot write {out}: {error.strerror}") from None
     return 0
+
+
+def _schema(*, task: bool) -> Any:
+    if task:
+        from evals.tasks import json_schema
+
+        return json_schema()
+    from sqtool.recipe import json_schema as recipe_schema
+
+    return recipe_schema()

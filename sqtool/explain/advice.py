@@ -53,6 +53,15 @@ def of_regression(
     return list(dict.fromkeys(advice))
 
 
+def of_differences(differ: Sequence[Mapping[str, Any]]) -> str:
+    """For a candidate that differs from its baseline beside the weights; as in the verdict's JSON."""
+    names = [f"{d['file']}:{d['field']}" for d in differ]
+    return (
+        f"{', '.join(names)}: copy what belongs to them from the baseline into the candidate and run again; where the "
+        f"difference is meant, allow it with `gate: {{allow_differences: [{', '.join(names)}]}}`."
+    )
+
+
 def only_kind(change: Change) -> Part | None:
     """The kind that the worse items belong to, where a task has several kinds and most of them are of one."""
     if len(change.kinds) < 2 or not change.worse:

@@ -67,7 +67,10 @@ def explain_run(path: Path) -> Explanation:
         told.drift = _drift(places["evaluate"], finished["evaluate"][1])
     if "evaluate" in places:
         told.layers = _layers(places["evaluate"] / LAYERS)
-    judged = _judge_now(told, folder, places) if "gate" not in places else None
+    judged = None
+    if "gate" not in places:
+        differences = finished["evaluate"][1].get("differences", ()) if "evaluate" in finished else ()
+        judged = _judge_now(told, folder, places, differences)
     if "gate" not in places:
         _no_verdict(told, folder, state, error)
         if judged is None:
@@ -104,7 +107,9 @@ def _no_verdict(told: Explanation, folder: RunFolder, state: Mapping[str, Any], 
         told.advice.append("`sqtool quantize` with the same recipe goes on behind the last finished stage.")
 
 
-def _judge_now(told: Explanation, folder: RunFolder, places: Mapping[str, Path]) -> Mapping[str, Any] | None:
+def _judge_now(
+    told: Explanation, folder: RunFolder, places: Mapping[str, Path], differences: Sequence[Mapping[str, str]]
+) -> Mapping[str, Any] | None:
     """What the recipe's gate would say of a run that has both sides' records and ended before its gate."""
     from sqtool.gate.explain import explain
     from sqtool.gate.judge import judge
@@ -115,7 +120,8 @@ def _judge_now(told: Explanation, folder: RunFolder, places: Mapping[str, Path])
     try:
         spec = GateSpec.model_validate(read_json(folder.recipe_json)["gate"])
         control = places["control"] / RECORDS if "control" in places else None
-        verdict = judge(spec, places["baseline"] / RECORDS, places["evaluate"] / RECORDS, control=control)
+        sides = places["baseline"] / RECORDS, places["evaluate"] / RECORDS
+        verdict = judge(spec, *sides, control=control, differences=differences)
     except (DataError, KeyError, TypeError, ValueError):
         return None
     told.notes.append("judged just now from its records; that is no verdict of the run, and nothing is written")
@@ -194,7 +200,10 @@ def _advise(
     blocking: Sequence[Mapping[str, Any]],
     methods: Sequence[Mapping[str, Any]],
 ) -> None:
-    if told.verdict == "REGRESSED":
+    differ = [d for d in verdict.get("differences", ()) if not d["allowed"]]
+    if differ:
+        told.advice.append(advice.of_differences(differ))
+    elif told.verdict == "REGRESSED":
         told.advice += advice.of_regression(told.changes, methods, told.layers)
     elif told.verdict == "PASS":
         told.advice += advice.of_pass([m for m in verdict["metrics"] if m["gated"]])

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import beta, norm
 
-from evals.records import WHAT_WAS_SAID
+from evals.records import said
 from sqtool.errors import DataError
 from sqtool.gate.compare import compare, decide
 from sqtool.gate.intervals import Floats, bounded_score, is_binary
@@ -80,12 +80,7 @@ def _different(first: TaskRecords, again: TaskRecords) -> int:
         raise DataError(again.path, f"item {min(unknown)!r} is not one of the baseline's", field="id")
     at = {name: place for place, name in enumerate(first.ids)}
     left, right = first.whole(at[name] for name in again.ids), again.whole(range(len(again.ids)))
-    return sum(_said(left[at[name]]) != _said(right[place]) for place, name in enumerate(again.ids))
-
-
-def _said(record: Mapping[str, Any]) -> Any:
-    output = record.get("output")
-    return {key: output.get(key) for key in WHAT_WAS_SAID} if isinstance(output, Mapping) else output
+    return sum(said(left[at[name]]) != said(right[place]) for place, name in enumerate(again.ids))
 
 
 def _metrics(

@@ -9,17 +9,24 @@ _OVERALL = {
     "REGRESSED": "REGRESSED: the candidate is worse than the baseline by the margin or more.",
     "INCONCLUSIVE": "INCONCLUSIVE: these items cannot tell whether the candidate is good enough.",
 }
+_REFUSED = "REGRESSED: the candidate is not served as the baseline is."
 
 
 def explain(verdict: Verdict) -> str:
     """Several lines of text, the outcome first, then each gated metric, then slices and notes."""
-    lines = [_OVERALL[verdict.outcome]]
+    refused = any(not found.allowed for found in verdict.differences)
+    lines = [_REFUSED if refused else _OVERALL[verdict.outcome]]
     if verdict.outcome == "INCONCLUSIVE":
         lines.append(
             "The recipe allows that (gate.inconclusive: allow)."
             if verdict.inconclusive == "allow"
             else "The recipe refuses then (gate.inconclusive: refuse)."
         )
+    lines += [
+        f"{d.name} is not the baseline's: {d.candidate} in place of {d.baseline}"
+        + (" (allowed by gate.allow_differences)." if d.allowed else ". That alone refuses, whatever the scores are.")
+        for d in verdict.differences
+    ]
     lines += _control(verdict)
     lines += [
         f"The evaluation ended early: {s.items:,} of {s.of:,} items of {s.task} were asked, and they were enough."

@@ -8,7 +8,7 @@ other reason are an error, never a smaller sample.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,12 +37,13 @@ from sqtool.gate.stopping import (
     evidence,
     harm_alpha,
 )
-from sqtool.gate.verdict import MetricVerdict, RecordsHash, Stopped, Verdict, WorstItem
+from sqtool.gate.verdict import Difference, MetricVerdict, RecordsHash, Stopped, Verdict, WorstItem
 
 WORST_ITEMS = 10
 LOWEST_RELATIVE_BASELINE = 0.05
 STOPPED = "stopped_early"
 UNSTABLE = "unstable_engine"
+DIFFERS = "differs_from_the_baseline"
 
 
 @dataclass
@@ -74,11 +75,13 @@ def judge(
     *,
     control: Path | None = None,
     bindings: Mapping[str, Any] | None = None,
+    differences: Sequence[Mapping[str, str]] = (),
 ) -> Verdict:
     """Judge the candidate's records against the baseline's (folders of `<task>.jsonl`, or one such file each).
 
     `control` is the folder of the baseline's second set of answers, the A/A control. `bindings` says what was measured
-    (engine, version, device class, kernels, KV dtype, server flags); it is kept in the verdict. Raises `DataError`
+    (engine, version, device class, kernels, KV dtype, server flags); it is kept in the verdict. `differences` are the
+    fields beside the weights that are not the baseline's (file, field, baseline, candidate). Raises `DataError`
     when a gated metric is missing, when items do not pair, or when the candidate answered a part of the items and
     nothing among them justifies having stopped there.
     """
@@ -109,6 +112,13 @@ def judge(
     if steady is not None and not steady.stable:
         unsteady = [m for m in steady.metrics if not m.steady]
         outcome, reasons = "INCONCLUSIVE", tuple(f"{m.metric}: {UNSTABLE} ({m.reason})" for m in unsteady)
+    differ = tuple(
+        Difference(**found, allowed=f"{found['file']}:{found['field']}" in spec.allow_differences)
+        for found in differences
+    )
+    if any(not found.allowed for found in differ):
+        # Certain without any statistics, and so whatever the engine's steadiness.
+        outcome, reasons = "REGRESSED", tuple(f"{d.name}: {DIFFERS}" for d in differ if not d.allowed)
     return Verdict(
         outcome=outcome,
         reasons=reasons,
@@ -118,6 +128,7 @@ def judge(
         stopped=tuple(Stopped(task=t.name, items=len(t.asked), of=t.declared) for t in tasks.values() if t.part),
         not_measured=not_measured,
         control=steady,
+        differences=differ,
         tests_in_family=size,
         metrics=tuple(judged),
         slices=tuple(parts),

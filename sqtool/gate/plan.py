@@ -40,11 +40,13 @@ class PlannedTask:
     """The items of one task: the baseline's records, or, with `measured` False, records that stand in for them.
 
     Those have an invented score of 1 on every item that a metric is known to apply to, and lack the metrics of which
-    that is not known. Nothing but which items have a score is taken from them.
+    that is not known. Nothing but which items have a score is taken from them. A task that is `asked_whole` ends at
+    its last item, whatever `early_stop` says.
     """
 
     records: TaskRecords
     measured: bool
+    asked_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,14 @@ def plan(spec: GateSpec, tasks: Mapping[str, PlannedTask], *, discordances: Sequ
     power = _power(metrics, slices, tests, refusing, discordances)
     warnings = tuple(_warnings(metrics, slices))
     # Simulated, so for one metric only: the one that most items are asked for.
-    known_margins = [(m.metric, m.items, m.margin) for m in metrics if m.margin is not None]
+    whole_tasks = sorted(name for name in needed if tasks[name].asked_whole)
+    if whole_tasks and spec.early_stop != "off":
+        notes[f"{', '.join(whole_tasks)}: lm-eval asks its tasks whole, so none of them ends early"] = None
+    known_margins = [
+        (m.metric, m.items, m.margin)
+        for m in metrics
+        if m.margin is not None and m.metric.rpartition(".")[0] not in whole_tasks
+    ]
     stopping = stop_rows(spec, sorted(known_margins, key=lambda row: -row[1])[:1])
     return GatePlan(tuple(metrics), tuple(slices), power, tests, refusing, stopping, tuple(notes), warnings)
 

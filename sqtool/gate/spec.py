@@ -159,6 +159,11 @@ class GateSpec(Spec):
         "margin is certain. both: also as soon as every gated metric has passed, which takes more items to prove. "
         "off: never.",
     )
+    allow_differences: list[str] = Field(
+        default_factory=list,
+        description="Fields beside the weights that may differ between baseline and candidate, written FILE:FIELD as "
+        "the verdict names them, such as generation_config.json:temperature. Any other difference refuses.",
+    )
 
     @field_validator("metrics")
     @classmethod

@@ -2,8 +2,9 @@
 
     PASS          every gated metric's lower bound is above minus its margin (an intersection-union test: the chance
                   of accepting a drop as large as a margin is at most alpha, without correction)
-    REGRESSED     for some gated metric or slice the harm test, Holm-adjusted over all of them, rejects "no drop",
-                  and the drop seen is at or past the margin (the chance under no change is at most alpha in all)
+    REGRESSED     a field beside the weights is not the baseline's, and nobody allowed that; or, for some gated metric
+                  or slice, the harm test, Holm-adjusted over all of them, rejects "no drop", and the drop seen is at
+                  or past the margin (the chance under no change is at most alpha in all)
     INCONCLUSIVE  anything else, and whatever an engine says that does not agree with itself
 
 `sqtool.gate.judge` makes it; this module is what others read it with.
@@ -95,6 +96,21 @@ class RecordsHash(_Part):
     items: int
 
 
+class Difference(_Part):
+    """A field of the candidate's generation_config, tokenizer or chat template that is not the baseline's."""
+
+    file: str
+    field: str
+    baseline: str
+    candidate: str
+    allowed: bool = False
+
+    @property
+    def name(self) -> str:
+        """As `gate.allow_differences` names it."""
+        return f"{self.file}:{self.field}"
+
+
 class Stopped(_Part):
     """Where the evaluation ended before its last item: in `task`, after `items` of the `of` declared ones."""
 
@@ -115,6 +131,9 @@ class Verdict(_Part):
     stopped: tuple[Stopped, ...] = ()
     not_measured: tuple[str, ...] = Field(default=(), description="Gated metrics that were left out by stopping.")
     control: Control | None = None
+    differences: tuple[Difference, ...] = Field(
+        default=(), description="Beside the weights; one that is not allowed refuses, whatever the scores are."
+    )
     tests_in_family: int
     metrics: tuple[MetricVerdict, ...]
     slices: tuple[MetricVerdict, ...]

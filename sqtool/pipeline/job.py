@@ -75,20 +75,29 @@ def job_of(loaded: LoadedRecipe, progress: Progress = SILENT) -> Job:
 
 
 def _located(recipe: Recipe, root: Path, beside: Path) -> dict[str, Spec]:
-    """The sections; a data file that exists beside the recipe, and not below the root, is named from the root."""
+    """The sections; a file or folder that exists beside the recipe, and not below the root, is named from the root."""
     from sqtool.recipe.model import SECTIONS
 
     def place(text: str) -> str:
-        if Path(text).is_absolute() or (root / text).exists() or not (beside / text).is_file():
+        if Path(text).is_absolute() or (root / text).exists() or not (beside / text).exists():
             return text
         found = (beside / text).resolve()
         return str(found.relative_to(root)) if found.is_relative_to(root) else str(found)
 
     sections = {name: recipe.section(name) for name in SECTIONS}
-    sources = [s.model_copy(update={"path": place(s.path)}) for s in recipe.calibrate.sources]
+    calibrate = recipe.calibrate
+    sources = [s if s.path is None else s.model_copy(update={"path": place(s.path)}) for s in calibrate.sources]
+    harness = recipe.evaluate.lm_eval
+    if harness is not None:
+        folder = harness.include_path
+        named = tuple(place(task) if task.endswith((".yaml", ".yml")) else task for task in harness.tasks)
+        harness = harness.model_copy(update={"tasks": named, "include_path": folder and place(folder)})
     changes: dict[str, dict[str, Any]] = {
-        "calibrate": {"sources": sources} if sources != recipe.calibrate.sources else {},
-        "evaluate": {"tasks": tuple(place(task) for task in recipe.evaluate.tasks)},
+        "calibrate": {
+            "sources": sources,
+            "match": None if calibrate.match is None else place(calibrate.match),
+        },
+        "evaluate": {"tasks": tuple(place(task) for task in recipe.evaluate.tasks), "lm_eval": harness},
         "speculate": {"traffic": place(recipe.speculate.traffic)},
     }
     for name, update in changes.items():

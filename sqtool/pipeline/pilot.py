@@ -40,7 +40,7 @@ def pilot_job(job: Job, items: int, checkpoint: Path | None = None) -> Job:
         raise UsageError(f"{job.name} has no evaluation to make a pilot of")
     limit = items if evaluate.limit is None else min(items, evaluate.limit)
     gate = job.sections["gate"].model_copy(update={"early_stop": "off"})  # what is measured is not to be cut short
-    few = evaluate.model_copy(update={"limit": limit, "drift": None, "control": None})
+    few = evaluate.model_copy(update={"limit": limit, "drift": None, "control": None, "as_served": None})
     small = with_sections(job, evaluate=few, gate=gate)
     if checkpoint is not None:
         small = replace(with_sections(small, quantize=QuantizeSpec(checkpoint=str(checkpoint))), checkpoint=checkpoint)

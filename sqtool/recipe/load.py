@@ -242,6 +242,8 @@ def _cross_check(loaded: LoadedRecipe) -> list[Problem]:
     tasks = list(recipe.evaluate.tasks)
     if any("/" in task or task.endswith(SUFFIXES) for task in tasks):
         return []  # a task's name then stands in its file; the gate's preflight reads it
+    if recipe.evaluate.lm_eval is not None:
+        return []  # nor are the members of lm-eval's groups known here
     problems = []
     for name in recipe.gate.metrics:
         task = name.rpartition(".")[0]

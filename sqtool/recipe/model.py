@@ -90,7 +90,7 @@ class Recipe(Spec):
     release: ReleaseSpec = Field(
         default_factory=lambda: ReleaseSpec(), description="Where a passing checkpoint is published."
     )
-    engine: EngineSpec = Field(default_factory=lambda: EngineSpec(), description="How vLLM is started.")
+    engine: EngineSpec = Field(default_factory=lambda: EngineSpec(), description="What answers, and how it is started.")
 
     @field_validator("name")
     @classmethod

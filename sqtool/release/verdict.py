@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqtool.errors import DataError, InconclusiveError, RegressedError
+from sqtool.runfolder import read_result
 
 if TYPE_CHECKING:
     from sqtool.gate.verdict import MetricVerdict, Verdict
@@ -46,7 +47,11 @@ def read_accepted(path: Path, text: str, *, records: Records | None = None) -> V
 
         baseline, candidate, control = records
         rules = GateSpec.model_validate(verdict.spec)
-        again = judge(rules, baseline, candidate, control=control, bindings=verdict.bindings)
+        differences = [found.model_dump(exclude={"allowed"}) for found in verdict.differences]
+        measured = read_result(candidate.parent)
+        if measured is not None:  # what the evaluation found, not what the verdict says that it found
+            differences = list(measured["summary"].get("differences", ()))
+        again = judge(rules, baseline, candidate, control=control, bindings=verdict.bindings, differences=differences)
         if again.to_json() != text:
             raise DataError(path, "the verdict is not what the gate computes from the records", remedy=RERUN)
     if verdict.outcome == "REGRESSED":
@@ -91,6 +96,10 @@ def _contradictions(verdict: Verdict) -> list[str]:
     unsure = any(m.outcome != "PASS" for m in judged if m.require == "pass") or verdict.not_measured
     if verdict.control is not None and not verdict.control.stable:
         regressed, unsure = False, True
+    for found_difference in verdict.differences:
+        if found_difference.allowed != (found_difference.name in spec.allow_differences):
+            found.append(f"its spec does not say whether {found_difference.name} may differ")
+    regressed = regressed or any(not d.allowed for d in verdict.differences)
     follows = "REGRESSED" if regressed else "INCONCLUSIVE" if unsure else "PASS"
     if verdict.outcome != follows:
         found.append(f"the outcome is {verdict.outcome}, its metrics say {follows}")

@@ -50,6 +50,14 @@ class WorseItem:
     candidate: str
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A picture beside report.md, and what it shows in words."""
+
+    file: str
+    alt: str
+
+
 @dataclass
 class Facts:
     """Everything that the report shows; empty where the run has not come that far."""
@@ -60,13 +68,21 @@ class Facts:
     remedy: str = ""
     metrics: Table | None = None
     slices: Table | None = None
+    failures: Table | None = None
+    tool_counts: Table | None = None
     worse: list[WorseItem] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
     """What a reader must know to read the figures rightly."""
     saves: list[str] = field(default_factory=list)
     coverage: list[str] = field(default_factory=list)
     coverage_table: Table | None = None
+    as_served: Table | None = None
+    coverage_dimensions: Table | None = None
+    plots: list[Plot] = field(default_factory=list)
+    plots_from: str = ""
+    """The file with the figures that `plots` are drawn from."""
     drift: Table | None = None
+    changes: Table | None = None
     arms: Table | None = None
     acceptance: Table | None = None
     speculation: list[str] = field(default_factory=list)
@@ -83,6 +99,8 @@ class Facts:
 
 def collect(path: Path) -> Facts:
     """The facts of the run in folder `path`; `DataError` when it has no readable run.json."""
+    from sqtool.report.drift import add_changes, add_drift
+    from sqtool.report.failures import add_failures
     from sqtool.report.speculation import add_speculation
     from sqtool.report.verdict import add_verdict
 
@@ -105,10 +123,14 @@ def collect(path: Path) -> Facts:
     parts: dict[str, Callable[[], None]] = {
         "quantize": lambda: _add_saves(facts, results.get("quantize")),
         "calibrate": lambda: _add_coverage(facts, state, folders.get("calibrate"), folder.failed("calibrate")),
-        "drift": lambda: _add_drift(facts, results.get("evaluate", {}).get("drift")),
+        "as served": lambda: _add_as_served(facts, results),
+        "drift": lambda: add_drift(facts, results.get("evaluate", {}).get("drift")),
+        "changes": lambda: add_changes(facts, results.get("evaluate", {}).get("changes")),
         "engine": lambda: _add_measured(facts, results),
         "release": lambda: _add_release(facts, results.get("release"), results.get("gate", {}).get("outcome")),
     }
+    sides = [results.get(name, {}).get("tasks", {}) for name in ("baseline", "evaluate")]
+    parts["failures"] = lambda: add_failures(facts, *sides)
     if "gate" in folders:
         parts["gate"] = lambda: add_verdict(facts, folders["gate"] / "verdict.json")
     if "speculate" in results:
@@ -193,37 +215,25 @@ def _add_coverage(facts: Facts, state: Mapping[str, Any], folder: Path | None, f
     coverage = _read(place / "coverage.json")
     if not isinstance(coverage, Mapping):
         return
+    from sqtool.report.activations import add_activations
     from sqtool.report.coverage import add_coverage
 
     add_coverage(facts, coverage)
+    add_activations(facts, place)
 
 
-def _add_drift(facts: Facts, drift: Mapping[str, Any] | None) -> None:
-    if not drift:
-        return
-    groups = [("all tokens", drift.get("all")), ("answer tokens", drift.get("answers"))]
-    groups += [(f"answers, {kind}", part.get("answers")) for kind, part in drift.get("by_kind", {}).items()]
+def _add_as_served(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Both sides' scores where no request named a sampling parameter."""
+    sides = [results.get(stage, {}).get("as_served") or {} for stage in ("baseline", "evaluate")]
     rows = []
-    for name, part in groups:
-        if not part or "kl_mean" not in part:
-            continue
-        rows.append(
-            (
-                name,
-                str(part["positions"]),
-                value(part["kl_mean"], 5),
-                value(part["kl_p99"], 4),
-                value(part["kl_max"], 3),
-                f"{100 * part['top1_agreement']:.2f} %",
-                value(part["perplexity_ratio"], 4),
-            )
-        )
-    notes = [f"Measured with {drift.get('path')} on {drift.get('device')}, {drift.get('texts')} texts; KL in nats."]
-    broken = sum(int(part.get("non_finite", 0)) for _, part in groups[:1] if part)
-    if broken:
-        notes.append(f"{broken} positions gave NaN or infinity and are left out.")
-    headers = ("where", "positions", "mean KL", "p99 KL", "max KL", "same top token", "perplexity ratio")
-    facts.drift = Table(headers, tuple(rows), tuple(notes))
+    for task, left in sides[0].items():
+        right = sides[1].get(task, {}).get("metrics", {})
+        for metric, score in left["metrics"].items():
+            other = percent(right[metric]) if metric in right else ""
+            rows.append((f"{task}.{metric}", percent(score), other, str(left["n"])))
+    if rows:
+        notes = ("Asked as a client does that trusts the server's sampling parameters. These scores decide nothing.",)
+        facts.as_served = Table(("metric", "baseline", "candidate", "items"), tuple(rows), notes)
 
 
 def _add_measured(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> None:

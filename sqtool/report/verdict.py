@@ -43,7 +43,7 @@ def add_verdict(facts: Facts, path: Path) -> None:
         needed = metric.get("items_to_decide")
         if metric["outcome"] == "INCONCLUSIVE" and needed:
             notes.append(f"About {needed} items would decide {metric['metric']}, were they to behave like these.")
-    notes += [*_engine(verdict.get("control")), *_ended(verdict)]
+    notes += [*_differences(verdict), *_engine(verdict.get("control")), *_ended(verdict)]
     facts.metrics = Table(HEADERS, tuple(metric_row(m) for m in (*gated, *other)), (*notes, *verdict["notes"]))
     shown = [s for s in verdict["slices"] if s["outcome"] not in ("PASS", "NOT_JUDGED")]
     if shown:
@@ -53,6 +53,15 @@ def add_verdict(facts: Facts, path: Path) -> None:
         for item in metric.get("worst", ())[:MAX_WORSE]:
             if len(facts.worse) < MAX_WORSE:
                 facts.worse.append(worse_item(metric["metric"], item))
+
+
+def _differences(verdict: Mapping[str, Any]) -> list[str]:
+    """What beside the weights is not the baseline's."""
+    return [
+        f"{d['file']}:{d['field']} is {d['candidate']}, the baseline's {d['baseline']}"
+        + (" (gate.allow_differences lets it be)." if d["allowed"] else ": that alone refuses.")
+        for d in verdict.get("differences") or ()
+    ]
 
 
 def _engine(control: Mapping[str, Any] | None) -> list[str]:

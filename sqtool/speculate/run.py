@@ -152,6 +152,9 @@ def run_arm(
     progress: Progress,
 ) -> ArmResult:
     """Start the arm's server, send warm-up and blocks, write requests.jsonl; `EngineError` names arm and log."""
+    if engine.generation_config == "auto":
+        # Requests of the traffic are greedy, and say nothing of penalties that a checkpoint may bring.
+        engine = engine.model_copy(update={"generation_config": "vllm"})
     folder = out / "arms" / arm.name
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "server.log"

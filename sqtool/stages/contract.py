@@ -9,6 +9,7 @@ A stage's module may have further functions; the pipeline uses those that exist:
 
     skip(spec, inputs) -> str              why this stage has nothing to do for this recipe; "" when it has
     data_files(spec, inputs) -> list[Path] files named in the section; their content is part of the digest
+    counted(section) -> Spec              the part of one of its sections that its result depends on (else all of it)
     fingerprint(spec, inputs) -> dict      versions of tools that shape the result; part of the digest, never raises
     preflight(spec, inputs) -> Estimate    raises what would fail later anyway; says how much work there is
     details(spec, inputs) -> dict          what the plan shows of a stage that is cached (else `preflight` says it)

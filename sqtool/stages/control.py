@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from evals.spec import EvaluateSpec
+from sqtool.spec import Spec
+from sqtool.stages import measuring
 from sqtool.stages.contract import Estimate, Inputs, StageResult
-from sqtool.stages.measuring import ITEMS_PER_SECOND, START_SECONDS, engine_fingerprint, engine_preflight, task_files
+from sqtool.stages.measuring import ITEMS_PER_SECOND, START_SECONDS, counted_of, engine_preflight, task_files
 from sqtool.stages.sections import engine_section
 
 
@@ -18,7 +20,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
     return StageResult(
         control(
             spec,
-            engine_section(inputs),
+            engine_section(inputs).of_side("baseline"),
             model=inputs.model,
             baseline=inputs.folders["baseline"],
             root=inputs.root,
@@ -37,8 +39,12 @@ def data_files(spec: EvaluateSpec, inputs: Inputs) -> list[Path]:
     return task_files(spec, inputs.root)
 
 
-def fingerprint(_spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:
-    return engine_fingerprint(inputs)
+def counted(section: Spec) -> Spec:
+    return counted_of("baseline", section)
+
+
+def fingerprint(spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:
+    return measuring.fingerprint(spec, inputs)
 
 
 def preflight(spec: EvaluateSpec, inputs: Inputs) -> Estimate:

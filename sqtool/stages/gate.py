@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.engines import conditions
 from evals.spec import EvaluateSpec
 from sqtool.errors import InconclusiveError, InfrastructureError, RegressedError, UsageError, did_you_mean
 from sqtool.files import write_text
@@ -38,6 +39,7 @@ def run(spec: GateSpec, inputs: Inputs, out: Path) -> StageResult:
         candidate / RECORDS,
         control=None if control is None else control / RECORDS,
         bindings=bindings,
+        differences=differences_of(candidate),
     )
     write_text(out / VERDICT, verdict.to_json())
     return StageResult(
@@ -47,12 +49,22 @@ def run(spec: GateSpec, inputs: Inputs, out: Path) -> StageResult:
             "exit_code": verdict.exit_code,
             "reasons": list(verdict.reasons),
             "deciding": deciding(verdict),
+            "differences": [d.name for d in verdict.differences if not d.allowed],
         }
     )
 
 
+def differences_of(candidate: Path) -> list[dict[str, str]]:
+    """In which fields beside the weights the candidate differed when it was evaluated."""
+    result = read_result(candidate)
+    return [] if result is None else list(result["summary"].get("differences", ()))
+
+
 def bindings_of(baseline: Path, candidate: Path) -> dict[str, Any]:
-    """What was measured: the engine of each side, and the digest of the candidate's checkpoint."""
+    """What was measured: the engine of each side, and the digest of the candidate's checkpoint.
+
+    `InfrastructureError` when the sides were not measured under the same conditions: then nothing can be compared.
+    """
     sides = {}
     for side, folder in (("baseline", baseline), ("candidate", candidate)):
         result = read_result(folder)
@@ -63,6 +75,14 @@ def bindings_of(baseline: Path, candidate: Path) -> dict[str, Any]:
         side: {k: v for k, v in summary.get("engine", {}).items() if k not in PER_SERVER}
         for side, summary in sides.items()
     }
+    left, right = (conditions(engines[side]) for side in ("baseline", "candidate"))
+    apart = [f"{name} {left[name]} and {right[name]}" for name in left if left[name] != right[name]]
+    if apart:
+        raise InfrastructureError(
+            f"baseline and candidate were not measured under the same conditions ({', '.join(apart)}), so they cannot "
+            "be compared",
+            remedy="Measure both in the same place; `engine.dtype` makes checkpoints of different types comparable.",
+        )
     return {
         "engine": engines["candidate"],
         "baseline_engine": engines["baseline"],
@@ -71,7 +91,11 @@ def bindings_of(baseline: Path, candidate: Path) -> dict[str, Any]:
 
 
 def deciding(verdict: Verdict) -> list[str]:
-    """What the verdict rests on, in sentences: an unsteady engine, else what did not pass, else the closest call."""
+    """What the verdict rests on, in sentences: a difference beside the weights, else an unsteady engine, else what did
+    not pass, else the closest call."""
+    refused = [f"{d.name} is {d.candidate}, the baseline's {d.baseline}" for d in verdict.differences if not d.allowed]
+    if refused:
+        return refused
     if verdict.control is not None and not verdict.control.stable:
         return [unsteady(m) for m in verdict.control.metrics if not m.steady]
     gated = [m for m in (*verdict.metrics, *verdict.slices) if m.gated]
@@ -109,6 +133,13 @@ def sentence(metric: Any) -> str:
 def check(spec: GateSpec, summary: dict[str, Any]) -> None:
     """Raises unless the verdict lets the candidate be released."""
     what = "; ".join(summary["deciding"])
+    names = summary.get("differences")
+    if names:
+        raise RegressedError(
+            f"the candidate is not served as the baseline is: {what}",
+            remedy=f"Copy the baseline's files into the candidate; or, where a difference is meant, allow it: "
+            f"`gate: {{allow_differences: [{', '.join(names)}]}}`.",
+        )
     if summary["outcome"] == "REGRESSED":
         raise RegressedError(f"the candidate regressed: {what}", remedy="report.md shows the items that got worse.")
     if summary["outcome"] == "INCONCLUSIVE" and spec.inconclusive != "allow":
@@ -139,36 +170,44 @@ def plan_of(spec: GateSpec, inputs: Inputs) -> GatePlan:
 
     section = inputs.sections["evaluate"]
     assert isinstance(section, EvaluateSpec)
-    _check_tasks(spec, section, inputs.root)
     baseline = inputs.folders.get("baseline")
+    whole = _check_tasks(spec, section, inputs.root)
     if baseline is not None and read_result(baseline) is not None:
-        return plan(spec, _recorded(spec, baseline / RECORDS))
-    return plan(spec, _expected(section, inputs.root))
+        return plan(spec, _recorded(spec, baseline / RECORDS, whole))
+    return plan(spec, _expected(section, inputs.root, whole))
 
 
-def _check_tasks(spec: GateSpec, section: EvaluateSpec, root: Path) -> None:
+def _check_tasks(spec: GateSpec, section: EvaluateSpec, root: Path) -> frozenset[str]:
+    """UsageError for a metric that nobody measures; otherwise the tasks that are asked whole, which are lm-eval's."""
+    from evals.harness.stage import check_metric, names
     from evals.tasks import find_task, read_task
 
-    tasks = [read_task(find_task(name, root)).task for name in section.tasks]
+    whole = names(section, root)
+    tasks = [read_task(find_task(name, root)).task for name in section.tasks] + whole
     for name in spec.metrics:
-        task = name.rpartition(".")[0]
+        task, _, metric = name.rpartition(".")
         if task not in tasks:
             raise UsageError(
                 f"gate.metrics.{name}: evaluate.tasks names no task {task!r}", remedy=did_you_mean(task, tasks)
             )
+        check_metric(section, root, task, metric)
+    return frozenset(whole)
 
 
-def _recorded(spec: GateSpec, folder: Path) -> dict[str, PlannedTask]:
+def _recorded(spec: GateSpec, folder: Path, whole: frozenset[str]) -> dict[str, PlannedTask]:
     from sqtool.gate.plan import PlannedTask
     from sqtool.gate.records import load, task_files
 
     needed = {name.rpartition(".")[0] for name in spec.gated}
     with_fields = any(rule.field != "kind" for rule in spec.slices)
     files = task_files(folder)
-    return {task: PlannedTask(load(files[task], with_fields=with_fields), measured=True) for task in sorted(needed)}
+    return {
+        task: PlannedTask(load(files[task], with_fields=with_fields), measured=True, asked_whole=task in whole)
+        for task in sorted(needed)
+    }
 
 
-def _expected(section: EvaluateSpec, root: Path) -> dict[str, PlannedTask]:
+def _expected(section: EvaluateSpec, root: Path, whole: frozenset[str]) -> dict[str, PlannedTask]:
     """Stand-ins for the records that the baseline will have."""
     import numpy as np
 
@@ -186,5 +225,5 @@ def _expected(section: EvaluateSpec, root: Path) -> dict[str, PlannedTask]:
             fields=list(facts.fields),
             scores={metric: np.where(applies, 1.0, np.nan) for metric, applies in facts.applies.items()},
         )
-        tasks[name] = PlannedTask(records, measured=False)
+        tasks[name] = PlannedTask(records, measured=False, asked_whole=name in whole)
     return tasks

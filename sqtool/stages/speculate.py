@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqtool.errors import DataError
+from sqtool.errors import DataError, UsageError
 from sqtool.speculate.spec import SpeculateSpec
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.measuring import START_SECONDS, engine_fingerprint, engine_preflight
@@ -38,6 +38,9 @@ def run(spec: SpeculateSpec, inputs: Inputs, out: Path) -> StageResult:
 def skip(spec: SpeculateSpec, inputs: Inputs) -> str:
     if not spec.enabled:
         return "speculate.enabled is false"
+    kind = engine_section(inputs).kind
+    if kind != "vllm" and "enabled" not in spec.model_fields_set:
+        return f"speculation is measured with vLLM only, and engine.kind is {kind}"
     if spec.method == "draft_model" and inputs.draft is None and "method" not in spec.model_fields_set:
         return "the recipe has no draft model"
     return ""
@@ -62,6 +65,12 @@ def fingerprint(_spec: SpeculateSpec, inputs: Inputs) -> dict[str, Any]:
 def preflight(spec: SpeculateSpec, inputs: Inputs) -> Estimate:
     from sqtool.speculate.run import preflight as check
 
+    kind = engine_section(inputs).kind
+    if kind != "vllm":
+        raise UsageError(
+            f"speculate.enabled is true, and engine.kind is {kind}: speculation is measured with vLLM only",
+            remedy="Use `engine: {kind: vllm}`, or `speculate: {enabled: false}`.",
+        )
     engine_preflight(inputs)
     check(spec, target=inputs.model, draft=inputs.draft, root=inputs.root)
     requests = ARMS * (spec.requests + spec.warmup)

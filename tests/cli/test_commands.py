@@ -177,6 +177,8 @@ def test_schema(sqtool_: Sqtool, tmp_path: Path) -> None:
     assert sqtool_("schema", "--out", "s.json").code == 0
     assert json.loads((tmp_path / "s.json").read_text()) == said.json
     assert sqtool_("schema", "--out", "no/such/s.json").code == 2
+    task = sqtool_("schema", "--task").json
+    assert {"task", "items", "scorer", "prompt"} <= task["properties"].keys()
 
 
 def test_doctor(sqtool_: Sqtool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ import pytest
 
 import evals.run
 from evals.engine_env import VllmEnv
+from evals.spec import EngineSpec
 from sqtool.runfolder import RunFolder
 from tests.cli.conftest import Sqtool
 
 ITEMS = 400
+engines: list[EngineSpec] = []
+"""What the double was asked with."""
 
 
 @pytest.fixture
@@ -39,6 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
     ]
     (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     asked: list[str] = []
+    engines.clear()
     signature = inspect.signature(evals.run.evaluate)
 
     def use(wrong: int) -> list[str]:
@@ -46,6 +52,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
             given = signature.bind(*args, **kwargs).arguments
             model, out = given["model"], given["out"]
             asked.append(model.name)
+            engines.append(given["engine"])
             bad = wrong if model.name == "w4a16" else 0
             (out / "records").mkdir()
             lines = [
@@ -71,9 +78,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
         return asked
 
     env = VllmEnv(tmp_path, tmp_path / "vllm", "cpu", "0.32.0+cpu")
-    monkeypatch.setattr("evals.engine_env.locate", lambda _: env)
-    for name in ("baseline", "control", "evaluate"):
-        monkeypatch.setattr(f"sqtool.stages.{name}.engine_preflight", lambda _: None)
+    monkeypatch.setattr("evals.engines.vllm.locate", lambda _: env)
     return use
 
 
@@ -172,3 +177,109 @@ def test_json_errors_before_there_is_a_result(sqtool_: Sqtool, tmp_path: Path) -
     assert said.code == said.json["exit_code"] == 2
     assert said.json["problems"][0]["field"] in ("modell", "quantize")
     assert said.json["error"]["type"] == "RecipeError"
+
+
+def served(*names: str) -> Iterator[str]:
+    """The address of a server that lists these models."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+        def do_GET(self) -> None:
+            body = json.dumps({"data": [{"id": name} for name in names]}).encode()
+            self.send_response(200 if self.path == "/v1/models" else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def one() -> Iterator[str]:
+    yield from served("bf16")
+
+
+@pytest.fixture
+def two() -> Iterator[str]:
+    yield from served("w4a16", "w8a8")
+
+
+def test_gate_on_a_device(sqtool_: Sqtool, project: Callable[[int], list[str]], tmp_path: Path) -> None:
+    asked = project(0)
+    said = sqtool_(*GATE, "--device", "cuda")
+    assert said.code == 4
+    assert "engine.device is cuda" in said.err
+    assert "is for cpu" in said.err
+    assert not asked
+    assert sqtool_(*GATE, "--device", "cpu").code == 0
+    assert {engine.device for engine in engines} == {"cpu"}
+    (run,) = (path.name for path in (tmp_path / "artifacts/runs").glob("gate-*") if (path / "gate").is_dir())
+    assert sqtool_(*GATE).code == 0
+    assert asked == ["bf16", "w4a16", "w4a16"], "the baseline of the same device is there already"
+    again = sqtool_("gate", run, "--device", "cpu", "--margin", "0.3")
+    assert again.code == 0, again.err
+    state = RunFolder.of(tmp_path, f"{run}-cpu").state()
+    assert state["outcome"] == "passed"
+    verdict = json.loads((tmp_path / f"artifacts/runs/{run}-cpu/gate/verdict.json").read_text())
+    assert verdict["spec"]["metrics"]["quiz.exact_match"]["max_drop"] == 0.3
+
+
+def test_gate_on_servers_that_run_already(
+    sqtool_: Sqtool, project: Callable[[int], list[str]], one: str, two: str, tmp_path: Path
+) -> None:
+    project(0)
+    urls = ("--baseline-url", one, "--candidate-url", two)
+    said = sqtool_(*GATE, *urls)
+    assert said.code == 2
+    assert "w4a16, w8a8" in said.err
+    assert "--candidate-name" in said.err
+    assert sqtool_(*GATE, *urls, "--candidate-name", "w4a61").code == 4
+    said = sqtool_(*GATE, *urls, "--candidate-name", "w4a16")
+    assert said.code == 0, said.err
+    baseline, candidate = engines
+    assert (baseline.model, candidate.model) == ("bf16", "w4a16")
+    assert f"{baseline.base_url}/v1" == one
+    assert f"{candidate.base_url}/v1" == two
+    same = sqtool_(*GATE, "--baseline-url", one, "--candidate-name", "bf16")
+    assert same.code == 2
+    assert "both be asked of bf16" in same.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--device", "cpu", "--baseline-url", "http://a"), "give --device or --baseline-url"),
+        (("--candidate-url", "http://a"), "go with --baseline-url"),
+        (("--baseline-url", "http://a"), "where the candidate is served"),
+    ],
+)
+def test_places_that_do_not_go_together(sqtool_: Sqtool, words: tuple[str, ...], told: str) -> None:
+    said = sqtool_(*GATE, *words)
+    assert said.code == 2
+    assert told in said.err
+
+
+def test_a_difference_beside_the_weights_refuses(
+    sqtool_: Sqtool, project: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    project(0)
+    (tmp_path / "models/w4a16/generation_config.json").write_text('{"temperature": 0.6, "transformers_version": "5"}')
+    said = sqtool_(*GATE)
+    assert said.code == 1
+    assert "generation_config.json:temperature is 0.6, the baseline's missing" in said.err
+    assert "allow_differences: [generation_config.json:temperature]" in said.err
+    (run,) = (path.name for path in (tmp_path / "artifacts/runs").iterdir())
+    again = sqtool_("gate", run)
+    assert again.code == 1
+    assert "generation_config.json:temperature: 0.6, the baseline's missing" in again.out
+    explained = sqtool_("explain", run)
+    assert "is not served as the baseline is" in explained.out
+    assert "allow_differences" in explained.out
+    report = (tmp_path / "artifacts/runs" / run / "report.md").read_text()
+    assert "that alone refuses" in report

@@ -100,7 +100,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr("quantize.plan.plan", lambda *_, **__: {"seconds": 5.0, "bytes_after": 1})
     monkeypatch.setattr("evals.engine_env.locate", lambda _: VllmEnv(tmp_path, tmp_path / "vllm", "cpu", "0.32.0+cpu"))
     for name in ("baseline", "control", "evaluate"):
-        monkeypatch.setattr(f"sqtool.stages.{name}.engine_preflight", lambda _: None)
+        monkeypatch.setattr(f"sqtool.stages.{name}.engine_preflight", lambda *_: None)
+    monkeypatch.setattr("evals.drift.texts_of", lambda *_, **__: [])
     monkeypatch.setattr("evals.drift.baseline_states", lambda *_, **__: {})
     monkeypatch.setattr("evals.drift.drift", lambda *_, **__: {})
     return this

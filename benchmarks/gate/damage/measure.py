@@ -12,16 +12,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import evals.client
 from benchmarks.gate.damage.damages import BASELINE, VARIANTS, Variant, checkpoint
 from benchmarks.gate.damage.population import DAMAGE, ROOT, TASKS, task_file
 from evals.run import evaluate
-from evals.spec import EngineSpec, EvaluateSpec
+from evals.spec import EngineSpec, EvaluateSpec, GenerationSpec
 from sqtool.errors import SqtoolError
 from sqtool.files import digest_folder, read_json, write_json
 
@@ -29,35 +26,25 @@ RECORDS, TRIES = DAMAGE / "records", DAMAGE / "tries"
 FINISHED = "finished.json"
 
 
-@contextmanager
-def no_temperature() -> Iterator[None]:
-    """Requests without a temperature, as from a client that trusts the server's defaults."""
-    whole = evals.client.payload
-
-    def without(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        body = whole(*args, **kwargs)
-        del body["temperature"]
-        return body
-
-    evals.client.payload = without
-    try:
-        yield
-    finally:
-        evals.client.payload = whole
+def evaluation(variant: Variant, limit: int | None) -> EvaluateSpec:
+    """How a variant is asked: `as_served` as by a client that trusts the server's defaults, otherwise greedily."""
+    return EvaluateSpec(
+        tasks=tuple(str(task_file(task)) for task in TASKS),
+        limit=limit,
+        drift=None,
+        as_served=None,
+        generation=GenerationSpec(as_served=variant.as_served),
+    )
 
 
 def measure(name: str, variant: Variant, out: Path, limit: int | None) -> dict[str, Any]:
     """Make and evaluate one variant into `out`; what `finished.json` says."""
     start = time.monotonic()
-    spec = EvaluateSpec(tasks=tuple(str(task_file(task)) for task in TASKS), limit=limit, drift=None)
+    spec = evaluation(variant, limit)
     engine = EngineSpec.model_validate(variant.engine)
     try:
         model = checkpoint(name)
-        if variant.as_served:
-            with no_temperature():
-                summary = evaluate(spec, engine, model=model, root=ROOT, out=out, resume_from=out)
-        else:
-            summary = evaluate(spec, engine, model=model, root=ROOT, out=out, resume_from=out)
+        summary = evaluate(spec, engine, model=model, root=ROOT, out=out, resume_from=out)
     except SqtoolError as error:
         return {"status": "not_runnable", "reason": error.message, "seconds": round(time.monotonic() - start, 1)}
     return {

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import evals.client
 from benchmarks.gate.damage import table
-from benchmarks.gate.damage.damages import TARGET
+from benchmarks.gate.damage.damages import TARGET, VARIANTS
 from benchmarks.gate.damage.judging import (
     Scores,
     Shares,
@@ -24,10 +23,8 @@ from benchmarks.gate.damage.judging import (
     scored,
     shares,
 )
-from benchmarks.gate.damage.measure import no_temperature
+from benchmarks.gate.damage.measure import evaluation
 from benchmarks.gate.damage.stale import caught
-from evals.items import Item
-from evals.spec import GenerationSpec
 from sqtool.files import canonical_json
 from sqtool.gate.judge import judge
 
@@ -160,11 +157,10 @@ def test_targets_are_literal() -> None:
     assert met([]) == [False] * 4
 
 
-def test_asking_as_served_sends_no_temperature() -> None:
-    item = Item.model_validate({"id": "1", "messages": [{"role": "user", "content": "Hello"}]})
-    with no_temperature():
-        assert "temperature" not in evals.client.payload(item, GenerationSpec(), "model", 0)
-    assert evals.client.payload(item, GenerationSpec(), "model", 0)["temperature"] == 0
+def test_one_variant_is_asked_as_served() -> None:
+    asked = {name: evaluation(variant, None).generation for name, variant in VARIANTS.items()}
+    assert [name for name, generation in asked.items() if generation.as_served] == ["temperature_served"]
+    assert all(generation.greedy for name, generation in asked.items() if name != "temperature_served")
 
 
 def test_the_pipeline_takes_no_other_models_baseline() -> None:

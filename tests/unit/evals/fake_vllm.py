@@ -1,8 +1,10 @@
 """What stands in `bin/vllm` in the quick tests: a server with vLLM's addresses and a few faults on request.
 
 FAKE_VLLM: ok | port_taken_once:FILE | oom | silent (never healthy) | foreign (does not know the key) |
-die_after:N (ends after N chat answers) | fickle:N (every N-th answer is a toss-up). It starts a child of its own
-session, as a worker that would outlive it.
+die_after:N (ends after N answers) | fickle:N (every N-th answer is a toss-up) | busy:N (the first N requests get a
+503) | no_echo (gives no log-probabilities of a prompt). It starts a child of its own session, as a worker that would
+outlive it. FAKE_VLLM_BODIES names a file that gets the body of each chat request. A token is a byte; one with an even
+number is the likeliest, and its log-probability is minus a thousandth of its number.
 """
 
 import json
@@ -75,6 +77,38 @@ class Handler(BaseHTTPRequestHandler):
         if mode == "die_after" and answered > int(value):
             print("RuntimeError: the fake engine died", flush=True)
             os._exit(3)
+        if mode == "busy" and answered <= int(value):
+            self.reply(503, {"error": {"message": "busy"}})
+        elif self.path == "/tokenize":
+            text = body.get("prompt") or "".join(m["content"] for m in body["messages"])
+            self.reply(200, {"tokens": list(text.encode())})
+        elif self.path == "/v1/completions":
+            self.complete(body)
+        else:
+            self.chat(body)
+
+    def complete(self, body):
+        if body.get("echo"):
+            tokens = body["prompt"]
+            logprobs = {
+                "token_logprobs": [None, *[-t / 1000 for t in tokens[1:]]],
+                "top_logprobs": [None, *[{"x": -t / 1000 + t % 2} for t in tokens[1:]]],
+            }
+            choices = [{"index": 0, "text": "", "logprobs": None if mode == "no_echo" else logprobs}]
+        else:
+            choices = [
+                {
+                    "index": index,
+                    "prompt_logprobs": [None, *[{str(t): {"logprob": -t / 1000, "rank": 1 + t % 2}} for t in ids[1:]]],
+                }
+                for index, ids in enumerate(body["prompt"])
+            ]
+        self.reply(200, {"choices": choices[::-1]})
+
+    def chat(self, body):
+        if "FAKE_VLLM_BODIES" in os.environ:
+            with Path(os.environ["FAKE_VLLM_BODIES"]).open("a") as handle:
+                handle.write(json.dumps(body) + "\n")
         said = body["messages"][-1]["content"]
         message = {"role": "assistant", "content": said.removeprefix("say ")}
         if mode == "fickle" and sum(said.encode()) % int(value) == 0:

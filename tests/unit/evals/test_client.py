@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from evals import client
-from evals.client import Endpoint, Limits, ask_all, parse_answer, payload
+from evals.client import NEUTRAL, Endpoint, ask_all, parse_answer, payload
+from evals.engines.base import Limits, Question
 from evals.items import Item
 from evals.scorers import Answer
 from evals.spec import GenerationSpec
@@ -89,13 +90,13 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _ask(server: Scripted, count: int = 1, **limits: Any) -> dict[str, Answer]:
-    items = [Item.model_validate(text_row(i, "ok")) for i in range(count)]
+    questions = [Question(Item.model_validate(text_row(i, "ok"))) for i in range(count)]
     got: dict[str, Answer] = {}
     check = limits.pop("check", lambda: None)
     bounds = Limits(**{"concurrency": 8, "timeout": 10.0, "retries": 3, **limits})
     endpoint = Endpoint(server.url, "key", "model", check)
     asyncio.run(
-        ask_all(endpoint, items, GenerationSpec(), bounds, seed=0, done=lambda item, a: got.__setitem__(item.id, a))
+        ask_all(endpoint, questions, GenerationSpec(), bounds, seed=0, done=lambda q, a: got.__setitem__(q.item.id, a))
     )
     return got
 
@@ -148,10 +149,45 @@ def test_a_hung_server_is_waited_for_twice_only(scripted: Callable[..., Scripted
         return None
 
     server = scripted(hang)
-    with pytest.raises(EngineError, match=r"no answer in time \(ReadTimeout\)"):
+    with pytest.raises(EngineError, match="no answer in time"):
         _ask(server, timeout=0.2, retries=9)
     release.set()
     assert server.count == 2
+
+
+def test_a_server_that_sends_byte_after_byte_ends_too() -> None:
+    """Each byte comes in time, the answer never does."""
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            try:
+                while not over.wait(0.02):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+            except OSError:
+                return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    endpoint = Endpoint(f"http://127.0.0.1:{server.server_address[1]}", "k", "m")
+    question = Question(Item.model_validate(text_row(0, "ok")))
+    try:
+        with pytest.raises(EngineError, match="no answer in time"):
+            asyncio.run(
+                ask_all(endpoint, [question], GenerationSpec(), Limits(1, 0.3, 0), seed=0, done=lambda q, a: None)
+            )
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_dead_engine_stops_at_once(scripted: Callable[..., Scripted]) -> None:
@@ -178,30 +214,53 @@ def test_concurrency_is_bounded_and_everything_is_asked(scripted: Callable[..., 
 
 def test_an_error_keeps_what_was_answered(scripted: Callable[..., Scripted]) -> None:
     server = scripted(lambda n, body: (200, GOOD) if n <= 5 else (401, "no"))
-    items = [Item.model_validate(text_row(i, "ok")) for i in range(9)]
+    questions = [Question(Item.model_validate(text_row(i, "ok"))) for i in range(9)]
     got: list[str] = []
     with pytest.raises(EngineError):
         asyncio.run(
             ask_all(
                 Endpoint(server.url, "k", "m"),
-                items,
+                questions,
                 GenerationSpec(),
                 Limits(1, 10.0, 0),
                 seed=0,
-                done=lambda item, answer: got.append(item.id),
+                done=lambda question, answer: got.append(question.item.id),
             )
         )
     assert got == ["i0", "i1", "i2", "i3", "i4"]
 
 
+def body(generation: GenerationSpec, item: Item | None = None, sample: int = 0, vllm: bool = False) -> dict[str, Any]:
+    return payload(Question(item or tool_item(), sample), generation, Endpoint("", "k", "m", vllm=vllm), 7)
+
+
 def test_payloads() -> None:
-    greedy = payload(tool_item(), GenerationSpec(max_tokens=9), "m", 7)
+    greedy = body(GenerationSpec(max_tokens=9))
     assert (greedy["temperature"], greedy["max_tokens"], greedy["tool_choice"]) == (0.0, 9, "auto")
-    assert "seed" not in greedy
-    sampled = payload(Item.model_validate(text_row(1, "a", max_tokens=3)), GenerationSpec(temperature=0.7), "m", 7)
+    assert not {"seed", *NEUTRAL} & set(greedy), "other servers need not know vLLM's parameters"
+    sampled = body(GenerationSpec(temperature=0.7), Item.model_validate(text_row(1, "a", max_tokens=3)))
     assert (sampled["seed"], sampled["max_tokens"]) == (7, 3)
     assert "tools" not in sampled
-    assert payload(tool_item(), GenerationSpec(temperature=1, seed=1), "m", 7)["seed"] == 1
+    assert body(GenerationSpec(temperature=1, seed=1))["seed"] == 1
+    assert [body(GenerationSpec(temperature=1, samples=3, seed=1), sample=n)["seed"] for n in range(3)] == [1, 2, 3]
+    assert [body(GenerationSpec(temperature=1, samples=3), sample=n)["seed"] for n in range(3)] == [7, 8, 9]
+
+
+def test_what_vllm_would_take_from_the_checkpoint_is_named_unless_it_is_wanted() -> None:
+    assert {name: body(GenerationSpec(), vllm=True)[name] for name in NEUTRAL} == NEUTRAL
+    bent = body(GenerationSpec(temperature=1, top_p=0.5, repetition_penalty=1.2), vllm=True)
+    assert (bent["top_p"], bent["repetition_penalty"], bent["top_k"]) == (0.5, 1.2, 0)
+    served = body(GenerationSpec(as_served=True), vllm=True)
+    assert set(served) == {"model", "messages", "max_tokens", "tools", "tool_choice"}
+
+
+def test_retries_are_counted_by_their_reason(scripted: Callable[..., Scripted]) -> None:
+    faults: dict[int, Reply] = {1: (500, "x"), 2: (200, "no json"), 3: None}
+    server = scripted(lambda n, body: faults.get(n, (200, GOOD)))
+    endpoint = Endpoint(server.url, "k", "m")
+    question = Question(Item.model_validate(text_row(0, "ok")))
+    asyncio.run(ask_all(endpoint, [question], GenerationSpec(), Limits(1, 10.0, 3), seed=0, done=lambda q, a: None))
+    assert dict(endpoint.retried) == {"status 500": 1, "garbage": 1, "connection lost": 1}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from evals import client
-from evals.records import PartWriter, answer_key, read_part
+from evals.engines.base import Question
+from evals.records import PartWriter, answer_key, averaged, read_part, said
 from evals.run import evaluate, means
 from evals.spec import EngineSpec, EvaluateSpec, GenerationSpec
 from sqtool.errors import DataError, EngineError
@@ -39,7 +40,8 @@ def project(tmp_path: Path, write_jsonl: Writer) -> Path:
 
 
 def _run(project: Path, env: Path, out: str = "out", tasks: tuple[str, ...] = ("texts", "tools"), **more: Any) -> Any:
-    spec = EvaluateSpec(tasks=tasks, concurrency=more.pop("concurrency", 4), retries=0)
+    settings = {"concurrency": 4, "retries": 0, "as_served": None, **more.pop("spec", {})}
+    spec = EvaluateSpec.model_validate({"tasks": tasks, **settings})
     (project / out).mkdir(exist_ok=True)
     engine = more.pop("engine", EngineSpec(env=str(env), startup_timeout=30))
     return evaluate(spec, engine, model=project / "model", root=project, out=project / out, **more)
@@ -64,8 +66,9 @@ def test_records_and_summary(project: Path, fake_model: Path, fake_env: Path) ->
     assert texts["failures"] == {"none": 5, "wrong_text": 1}
     assert texts["tokens"] == {"prompt": 18, "completion": 12}
     tools = summary["tasks"]["tools"]
-    assert tools["metrics"] == {"schema_valid": 1.0, "call_match": 1 / 3, **everywhere}
+    assert tools["metrics"] == {"schema_valid": 1.0, "call_match": 1 / 3, "finish_reason_ok": 1.0, **everywhere}
     assert tools["failures"] == {"failed_abstention": 1, "none": 1, "wrong_arguments": 1}
+    assert tools["arguments"] == {"city": {"value": 1}}
     assert summary["engine"]["engine"] == "vllm"
     assert summary == json.loads((project / "out" / "evaluation.json").read_text())
 
@@ -89,6 +92,7 @@ def test_records_and_summary(project: Path, fake_model: Path, fake_env: Path) ->
         },
         "expected": {"text": "word 0"},
     }
+    assert _records(project, "tools")[1]["faults"] == [{"tool": "weather", "argument": "city", "wrong": "value"}]
     abstained = _records(project, "tools")[2]
     assert "schema_valid" not in abstained["scores"]
     assert abstained["output"]["tool_calls"] == [{"name": "weather", "arguments": '{"city": "Rome"}'}]
@@ -107,7 +111,7 @@ def test_a_dead_engine_scores_nothing_and_the_next_run_goes_on(
     monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.0)
     monkeypatch.setenv("FAKE_VLLM", "die_after:4")
     with pytest.raises(EngineError):
-        _run(project, fake_env, tasks=("texts",), concurrency=1)
+        _run(project, fake_env, tasks=("texts",), spec={"concurrency": 1})
     folder = project / "out" / "records"
     assert not (folder / "texts.jsonl").exists()
     part = folder / "texts.jsonl.part"
@@ -135,7 +139,14 @@ def test_answers_under_other_conditions_are_not_reused(fake_model: Path, tmp_pat
     }
     (fake_model / "model.safetensors").write_bytes(b"x")
     others.add(answer_key(fake_model, engine, generation, 0))
-    assert len(others - {key}) == 4
+    remote = {"kind": "openai", "base_url": "http://a", "model": "m"}
+    for change in ({}, {"base_url": "http://b"}, {"model": "n"}):
+        others.add(answer_key(fake_model, EngineSpec.model_validate({**remote, **change}), generation, 0))
+    others.add(answer_key(fake_model, EngineSpec(kind="hf"), generation, 0))
+    assert len(others - {key}) == 8
+    hot = GenerationSpec(temperature=1)
+    more = GenerationSpec(temperature=1, samples=3)
+    assert answer_key(fake_model, engine, hot, 0) == answer_key(fake_model, engine, more, 0), "seeds are per sample"
 
     from evals.items import Item
     from evals.scorers import Answer, ToolCall
@@ -145,8 +156,8 @@ def test_answers_under_other_conditions_are_not_reused(fake_model: Path, tmp_pat
     answer = Answer("x", (ToolCall("f", "{}"),), "stop", 1, 2)
     path = tmp_path / "p.part"
     with PartWriter(path, key) as writer:
-        writer.append(item, answer)
-    assert read_part(path, key, [item]) == {"i1": answer}
+        writer.append(Question(item, 1), answer)
+    assert read_part(path, key, [item]) == {("i1", 1): answer}
     assert read_part(path, "other", [item]) == {}
     assert read_part(path, key, [edited]) == {}
 
@@ -154,3 +165,86 @@ def test_answers_under_other_conditions_are_not_reused(fake_model: Path, tmp_pat
 def test_a_metric_is_averaged_over_the_items_that_have_it() -> None:
     rows = [{"scores": {"a": 1.0, "b": 0.0}}, {"scores": {"a": 0.0}}, {"scores": {}}]
     assert means(rows) == {"n": 3, "metrics": {"a": 0.5, "b": 0.0}}
+
+
+def test_samples_are_seeded_averaged_and_kept(
+    project: Path, fake_model: Path, fake_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = project / "bodies.jsonl"
+    monkeypatch.setenv("FAKE_VLLM_BODIES", str(bodies))
+    spec = {"generation": {"temperature": 0.8, "samples": 3}}
+    summary = _run(project, fake_env, tasks=("texts",), spec=spec, seed=5)
+    seeds: dict[str, list[int]] = {}
+    for body in map(json.loads, bodies.read_text().splitlines()):
+        seeds.setdefault(body["messages"][-1]["content"], []).append(body["seed"])
+    assert set(map(tuple, map(sorted, seeds.values()))) == {(5, 6, 7)}
+    assert len(seeds) == 6
+    row = _records(project, "texts")[0]
+    assert row["outputs"] == [row["output"]] * 3
+    assert summary["tasks"]["texts"]["n"] == 6
+    assert summary["tasks"]["texts"]["tokens"] == {"prompt": 3 * 18, "completion": 3 * 12}
+
+
+def test_an_interrupted_item_goes_on_with_its_missing_samples(
+    project: Path, fake_model: Path, fake_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setenv("FAKE_VLLM", "die_after:4")
+    spec = {"generation": {"temperature": 0.8, "samples": 3}, "concurrency": 1}
+    with pytest.raises(EngineError):
+        _run(project, fake_env, tasks=("texts",), spec=spec)
+    bodies = project / "bodies.jsonl"
+    monkeypatch.setenv("FAKE_VLLM", "ok")
+    monkeypatch.setenv("FAKE_VLLM_BODIES", str(bodies))
+    summary = _run(project, fake_env, tasks=("texts",), spec=spec, resume_from=project / "out")
+    assert len(bodies.read_text().splitlines()) == 3 * 6 - 4
+    assert summary["tasks"]["texts"]["resumed"] == 1, "items that were complete"
+
+
+def test_averaged_records() -> None:
+    def row(score: float, failure: str | None) -> dict[str, Any]:
+        return {
+            "id": "a",
+            "scores": {"m": score},
+            "failure": failure,
+            "detail": failure or "",
+            "output": {"text": score},
+        }
+
+    assert averaged([row(1, None)]) == row(1, None)
+    mixed = averaged([row(1, None), row(0, "late"), row(0, "wrong"), row(0.5, "wrong")])
+    assert mixed["scores"] == {"m": 0.375}
+    assert (mixed["failure"], mixed["detail"]) == ("wrong", "3 of 4 answers are wrong; one of them: wrong")
+    assert [output["text"] for output in mixed["outputs"]] == [1, 0, 0, 0.5]
+    assert averaged([row(1, None)] * 2)["failure"] is None
+
+
+def test_what_was_said_covers_every_sample_and_what_probabilities_decided() -> None:
+    first = {"output": {"text": "a", "completion_tokens": 3}}
+    assert said(first) == said({"output": {"text": "a", "completion_tokens": 9}})
+    assert said({**first, "outputs": [first["output"], {"text": "b"}]}) != said(
+        {**first, "outputs": [first["output"], {"text": "c"}]}
+    )
+    decided = {"output": {"text": "", "loglikelihoods": [1]}, "scores": {"acc": 1.0}}
+    assert said(decided) == said({**decided, "output": {"text": "", "loglikelihoods": [1.0000001]}})
+    assert said(decided) != said({**decided, "scores": {"acc": 0.0}})
+    assert said({"output": "text of another program"}) == ["text of another program"]
+
+
+def test_some_items_are_asked_as_served(
+    project: Path, fake_model: Path, fake_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = project / "bodies.jsonl"
+    monkeypatch.setenv("FAKE_VLLM_BODIES", str(bodies))
+    summary = _run(project, fake_env, spec={"as_served": {"items": 4}})
+    sent = [json.loads(line) for line in bodies.read_text().splitlines()]
+    served = [body for body in sent if "temperature" not in body]
+    assert {name: task["n"] for name, task in summary["as_served"].items()} == {"texts": 3, "tools": 2}
+    assert (len(served), len(sent)) == (5, 9 + 5)
+    assert summary["as_served"]["texts"]["metrics"]["exact_match"] == 1.0
+    assert len(_records(project, "texts", "out/as_served")) == 3
+    assert len(_records(project, "texts")) == 6, "and nothing of it is gated"
+    bodies.unlink()
+    everything = {"as_served": {"items": 4}, "generation": "as_served"}
+    assert _run(project, fake_env, "out2", spec=everything)["as_served"] == {}
+    assert len(bodies.read_text().splitlines()) == 9, "nobody asks for the same twice"

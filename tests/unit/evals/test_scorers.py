@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import random
+from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -12,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.items import Item
-from evals.scorers import SCORERS, Answer, make_scorer
+from evals.schemas import parse_json
+from evals.scorers import SCORERS, Answer, Fault, make_scorer
+from evals.scorers.arguments import json_equal
 from evals.scorers.exact_match import normalise
-from evals.scorers.tool_calls import json_equal, parse_json
 from sqtool.errors import UsageError
 from tests.unit.evals.builders import called, text_row, tool_item
 
@@ -27,10 +30,13 @@ EXACT = make_scorer("exact_match")
 
 
 def test_the_table_loads() -> None:
-    for name in SCORERS:
-        scorer = make_scorer(name)
-        assert scorer.metrics
-        assert scorer.failures
+    for name, target in SCORERS.items():
+        module, _, attribute = target.partition(":")
+        scorer = getattr(import_module(module), attribute)
+        assert scorer.metrics, name
+        assert scorer.failures, name
+        assert scorer.asks in ("generate", "loglikelihood")
+        assert all(field.description for field in scorer.model_fields.values()), name
 
 
 def test_unknown_names_get_a_suggestion() -> None:
@@ -79,7 +85,9 @@ def test_normalise_is_idempotent_and_only_touches_whitespace(text: str) -> None:
         ([PARIS, ROME], called(ROME, PARIS), None, 1, 1),
         ([PARIS, PARIS], called(PARIS), "wrong_count", 1, 0),
         ([PARIS], called(PARIS, PARIS), "wrong_count", 1, 0),
-        ([PARIS], called(PARIS, finish="length"), None, 1, 1),
+        ([PARIS], called(PARIS, finish="length"), "wrong_finish_reason", 1, 1),
+        ([PARIS], called(PARIS, finish="stop"), "wrong_finish_reason", 1, 1),
+        ([PARIS, ROME], called(ROME, text=HERMES), "left_in_content", 1, 0),
         ([PARIS, ROME], called(PARIS, finish="length"), "truncated", 1, 0),
         ([PARIS], called(("weather", '{"city": "Par'), finish="length"), "truncated", 0, 0),
         ([PARIS], called(("weather", '{"city": "Par')), "unparseable", 0, 0),
@@ -105,6 +113,7 @@ def test_normalise_is_idempotent_and_only_touches_whitespace(text: str) -> None:
         ([], Answer("None of my tools", finish_reason="length"), None, None, 1),
         ([], called(PARIS), "failed_abstention", None, 0),
         ([], Answer(HERMES), "failed_abstention", None, 0),
+        ([], Answer("None.", finish_reason="tool_calls"), "wrong_finish_reason", None, 1),
     ],
 )
 def test_tool_calls(
@@ -124,6 +133,47 @@ def test_tool_calls(
 def test_the_wrong_argument_is_named() -> None:
     score = CALLS.score(tool_item(PARIS), called(("weather", {"city": "Rome", "days": 2})))
     assert score.detail == "weather: city: expected 'Paris', found 'Rome'"
+    assert score.faults == (Fault("weather", "city", "value"),)
+
+
+def test_every_wrong_argument_is_counted_by_how_it_is_wrong() -> None:
+    said = called(("weather", {"city": 5, "hours": 1}), ("weather", {"city": "Rome", "days": 3}))
+    score = CALLS.score(tool_item(PARIS, ("weather", {"city": "Rome", "days": 1})), said)
+    assert score.failure == "schema_invalid", "a city that is a number"
+    assert {(one.argument, one.wrong) for one in score.faults} == {
+        ("city", "type"),
+        ("days", "missing"),
+        ("hours", "unexpected"),
+        ("days", "value"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer", "by_server", "by_text"),
+    [
+        ([PARIS], Answer(HERMES), "left_in_content", None),
+        ([PARIS, PARIS], Answer(HERMES + "\n" + HERMES), "left_in_content", None),
+        ([PARIS], Answer("Sure.\n" + HERMES), "left_in_content", None),
+        ([PARIS], called(PARIS), None, None),
+        ([ROME], Answer(HERMES), "left_in_content", "wrong_arguments"),
+        ([PARIS, ROME], Answer(HERMES), "left_in_content", "wrong_count"),
+        ([PARIS, ROME], Answer(HERMES + "<tool_call>{"), "unparseable", "unparseable"),
+        ([PARIS], Answer("It is sunny."), "not_attempted", "not_attempted"),
+        ([], Answer(HERMES), "failed_abstention", "failed_abstention"),
+        ([], Answer("No."), None, None),
+    ],
+)
+def test_the_servers_parser_and_the_text(
+    wanted: list[tuple[str, dict[str, Any]]], answer: Answer, by_server: str | None, by_text: str | None
+) -> None:
+    """A call that stands in the text and not among the server's is the parser's failure, not the model's."""
+    item = tool_item(*wanted)
+    assert CALLS.score(item, answer).failure == by_server
+    text = make_scorer("tool_calls", {"parser": "text"})
+    score = text.score(item, answer)
+    assert score.failure == by_text
+    assert set(score.scores) == set(text.applies(item))
+    assert "finish_reason_ok" not in score.scores, "no parser, no finish_reason of its own"
 
 
 def test_a_tool_without_parameters() -> None:
@@ -184,7 +234,7 @@ def test_parallel_calls_match_in_any_order(calls: list[tuple[str, dict[str, Any]
     rng.shuffle(shuffled)
     score = CALLS.score(tool_item(*calls), called(*shuffled))
     assert score.failure is None
-    assert score.scores == {"schema_valid": 1.0, "call_match": 1.0}
+    assert score.scores == {"schema_valid": 1.0, "call_match": 1.0, "finish_reason_ok": 1.0}
 
 
 @given(call_lists, st.data())
@@ -193,7 +243,18 @@ def test_one_changed_argument_never_matches(calls: list[tuple[str, dict[str, Any
     changed[data.draw(st.integers(0, len(calls) - 1))][1]["city"] = "Oslo"
     score = CALLS.score(tool_item(*calls), called(*changed))
     assert score.failure == "wrong_arguments"
-    assert score.scores == {"schema_valid": 1.0, "call_match": 0.0}
+    assert score.scores == {"schema_valid": 1.0, "call_match": 0.0, "finish_reason_ok": 1.0}
+
+
+@given(call_lists, call_lists)
+def test_calls_read_from_the_text_score_as_those_of_the_server(
+    wanted: list[tuple[str, dict[str, Any]]], got: list[tuple[str, dict[str, Any]]]
+) -> None:
+    blocks = [f"<tool_call>\n{json.dumps({'name': n, 'arguments': a})}\n</tool_call>" for n, a in got]
+    item = tool_item(*wanted)
+    by_text = make_scorer("tool_calls", {"parser": "text"}).score(item, Answer("\n".join(blocks)))
+    by_server = CALLS.score(item, called(*got))
+    assert by_text == replace(by_server, scores={k: by_server.scores[k] for k in by_text.scores})
 
 
 @given(st.text(), st.sampled_from(["stop", "length", "tool_calls"]), call_lists, call_lists)
@@ -203,6 +264,7 @@ def test_the_answer_is_right_exactly_when_it_has_no_failure(
     for answer in (Answer(text, finish_reason=finish), called(*got, text=text, finish=finish)):
         for item in (tool_item(*wanted), tool_item()):
             score = CALLS.score(item, answer)
-            assert (score.scores["call_match"] == 1.0) == (score.failure is None)
+            right = score.scores["call_match"] == score.scores["finish_reason_ok"] == 1.0
+            assert right == (score.failure is None)
             assert all(value in (0.0, 1.0) for value in score.scores.values())
             assert set(score.scores) == set(CALLS.applies(item)), "what is scored depends on the item alone"

@@ -246,5 +246,5 @@ def test_auto_dtype_follows_the_processor(
     monkeypatch.setattr(engine_env, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(engine_env.platform, "machine", lambda: "x86_64")
     env = locate(fake_env)
-    assert resolve_dtype(EngineSpec(), env) == auto
-    assert resolve_dtype(EngineSpec(dtype="bfloat16"), env) == "bfloat16"
+    assert resolve_dtype(EngineSpec(), env.device) == auto
+    assert resolve_dtype(EngineSpec(dtype="bfloat16"), env.device) == "bfloat16"

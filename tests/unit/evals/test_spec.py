@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -50,8 +51,71 @@ def test_wrong_values() -> None:
     for bad in ({"tasks": []}, {"tasks": ["a", "a"]}, {"concurrency": 0}, {"generaton": {}}):
         with pytest.raises(ValidationError):
             EvaluateSpec.model_validate(bad)
-    with pytest.raises(ValidationError, match="top_p"):
-        GenerationSpec(top_p=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"top_p": 0.5}, "top_p has no meaning with temperature 0"),
+        ({"top_k": 5}, "top_k has no meaning"),
+        ({"samples": 2}, "samples has no meaning with temperature 0"),
+        ({"as_served": True, "temperature": 0.5}, "so temperature cannot be given"),
+        ({"as_served": True, "top_p": 0.5}, "so top_p cannot be given"),
+        ({"as_served": True, "seed": 1}, "so seed cannot be given"),
+        ({"as_served": True, "repetition_penalty": 1.1}, "so repetition_penalty cannot be given"),
+        ("geedy", "generation"),
+    ],
+)
+def test_generation_that_contradicts_itself(given: Any, told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        EvaluateSpec.model_validate({"generation": given})
+
+
+def test_generation_by_name() -> None:
+    assert EvaluateSpec.model_validate({"generation": "greedy"}) == EvaluateSpec()
+    served = EvaluateSpec.model_validate({"generation": "as_served"})
+    assert served.generation.as_served
+    assert not served.generation.greedy
+    assert EvaluateSpec.model_validate(served.model_dump(mode="json")) == served
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"kind": "hf", "max_num_seqs": 3}, "max_num_seqs is a key of kind vllm; kind hf knows kind, device"),
+        ({"kind": "hf", "extra_args": ["--x"]}, "extra_args is a key of kind vllm"),
+        ({"batch_size": 3}, "batch_size is a key of kind hf"),
+        ({"base_url": "http://a"}, "base_url is a key of kind openai"),
+        ({"kind": "openai", "device": "cpu", "base_url": "http://a", "model": "m"}, "a key of kind vllm and hf"),
+        ({"kind": "openai", "base_url": "http://a"}, "needs base_url and model"),
+        ({"kind": "openai", "base_url": "a:8000", "model": "m"}, "expected an address such as"),
+        ({"kind": "openai", "base_url": "http://me:secret@a", "model": "m"}, "use api_key_env"),
+        ({"kind": "openai", "base_url": "http://a?key=1", "model": "m"}, "use api_key_env"),
+        ({"kind": "openai", "base_url": "http://a", "model": "m", "api_key_env": "sk-123 4"}, "api_key_env"),
+        ({"kind": "hf", "tool_call_parser": "llama3_json"}, "hermes tool calls only"),
+        ({"kind": "llama.cpp"}, "kind"),
+    ],
+)
+def test_keys_of_another_kind(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        EngineSpec.model_validate(given)
+
+
+def test_a_section_keeps_only_what_its_kind_knows() -> None:
+    remote = EngineSpec.model_validate(
+        {"kind": "openai", "base_url": "http://a:1/v1/", "model": "m", "candidate_model": "n", "api_key_env": "KEY"}
+    )
+    assert remote.base_url == "http://a:1"
+    for spec in (remote, EngineSpec(), EngineSpec(kind="hf", batch_size=2)):
+        kept = spec.model_dump(mode="json")
+        assert tuple(kept) == tuple(name for name in type(spec).model_fields if name in spec.keys_of(spec.kind))
+        assert EngineSpec.model_validate(kept) == spec
+    assert "max_num_seqs" not in remote.model_dump()
+    baseline, candidate = remote.of_side("baseline"), remote.of_side("candidate")
+    assert (baseline.base_url, baseline.model) == ("http://a:1", "m")
+    assert (candidate.base_url, candidate.model) == ("http://a:1", "n")
+    assert baseline.candidate_model is candidate.candidate_model is None
+    assert EngineSpec().of_side("candidate") == EngineSpec()
 
 
 def test_spec_imports_nothing_heavy() -> None:

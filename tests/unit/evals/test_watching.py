@@ -52,7 +52,9 @@ def project(tmp_path: Path, write_jsonl: Writer) -> Path:
 
 def run(project: Path, env: Path, out: str, **more: Any) -> dict[str, Any]:
     (project / out).mkdir()
-    spec = EvaluateSpec(tasks=(str(project / "one.yaml"), str(project / "two.yaml")), concurrency=8, retries=0)
+    spec = EvaluateSpec(
+        tasks=(str(project / "one.yaml"), str(project / "two.yaml")), concurrency=8, retries=0, as_served=None
+    )
     engine = EngineSpec(env=str(env), startup_timeout=30)
     return evaluate(spec, engine, model=project / "model", root=project, out=project / out, **more)
 

@@ -102,3 +102,17 @@ def test_items_of_another_set(write_records: Write) -> None:
     left = write_records("a", {"m": RIGHT})
     with pytest.raises(DataError, match="not one of the baseline's"):
         verdict(left, write_records("c", {"m": RIGHT[:3]}, ids=["x", "y", "z"]))
+
+
+def test_log_likelihoods_that_decide_otherwise_are_another_answer(write_records: Write) -> None:
+    """A multiple choice by log-likelihood may have no text to compare; digits behind the decision do not count."""
+    left = write_records("a", {"m": RIGHT})
+    control = write_records("c", {"m": [0.0, *RIGHT[1:]]})
+    for folder, digits in ((left, 0.0), (control, 1e-6)):
+        rows = [json.loads(line) for line in (folder / "recall.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["output"] = {"text": "", "loglikelihoods": [{"logprob": -1.0 - digits, "tokens": 1, "greedy": True}]}
+        (folder / "recall.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = verdict(left, control)
+    assert result.control is not None
+    assert result.control.different_answers == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sqtool.errors import DataError, SqtoolError
-from sqtool.files import digest_folder
+from sqtool.files import digest_folder, write_json
 from sqtool.release import manifest as manifest_module
 from sqtool.release.manifest import MANIFEST, verify_manifest
 
@@ -134,6 +134,22 @@ def test_file_swapped_while_it_is_copied(case: Case, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("sqtool.release.publish.copy_file", swap_then_copy)
     refused(case, DataError, "not the checkpoint that was measured")
+
+
+DIFFERS = {"file": "generation_config.json", "field": "temperature", "baseline": "missing", "candidate": "0.6"}
+
+
+def test_difference_beside_the_weights_that_was_struck_out(case: Case) -> None:
+    """The evaluation knows what it found, whatever the verdict says."""
+    write_json(case.root / "result.json", {"summary": {"differences": [DIFFERS]}})
+    refused(case, DataError, "not what the gate computes", records=case.records)
+
+
+def test_difference_that_is_said_to_be_allowed(case: Case) -> None:
+    case.edit_verdict(lambda v: v.update(differences=[{**DIFFERS, "allowed": True}]))
+    refused(case, DataError, "does not say whether generation_config.json:temperature may differ")
+    case.edit_verdict(lambda v: v.update(differences=[{**DIFFERS, "allowed": False}]))
+    refused(case, DataError, "the outcome is PASS, its metrics say REGRESSED")
 
 
 def rebind(case: Case) -> None:

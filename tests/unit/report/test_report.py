@@ -99,9 +99,93 @@ def test_thin_coverage_is_shown_from_what_the_failed_stage_left(make_run: Make) 
     assert facts.coverage[-1] == "too few of kind lookup: 1 of 8"
 
 
+def test_scores_of_coverage_are_a_table_and_what_is_missing_is_said(make_run: Make) -> None:
+    folder = make_run()
+    path = folder / "calibrate/coverage.json"
+    coverage = json.loads(path.read_text())
+    sides = {"against": {"traffic": 0.71, "evals": 1.0}, "open": False, "missing_count": 2}
+    gone = [
+        {"name": "Han|*", "share": 0.29, "against": "traffic", "in_pool": 4, "items": ["pool.jsonl:7"]},
+        {"name": "Thai", "share": 0.001, "against": "traffic", "in_pool": 0, "items": []},
+    ]
+    coverage["text"] = {
+        "scripts": {"score": 0.71, "threshold": 0.95, "verdict": "THIN", "missing": gone, **sides},
+        "tools": {"score": 0.0, "threshold": 0.0, "verdict": "COVERED", "missing": [], **sides, "open": True},
+    }
+    coverage["model"] = {"kv_range": {"score": 1.0, "threshold": 0.9, "verdict": "COVERED", "missing": []}}
+    hit = {"conversation": "pool.jsonl:3", "item": "exam: t1", "how": "question", "text": "what"}
+    coverage["contamination"] = {"verdict": "CONTAMINATED", "items": 9, "found": [hit]}
+    path.write_text(json.dumps(coverage))
+    facts = collect(folder)
+    assert facts.coverage_dimensions is not None
+    assert facts.coverage_dimensions.rows == (
+        ("scripts", "0.710", "0.95", "THIN", "traffic 0.710, evals 1.000"),
+        ("tools", "0.000", "0.00", "measured only", "traffic 0.710, evals 1.000"),
+        ("kv range", "1.000", "0.90", "COVERED", ""),
+    )
+    assert "missing of scripts: Han|*, 29.0 % of the traffic; 4 in the sources, e.g. pool.jsonl:7" in facts.coverage
+    assert "missing of scripts: Thai, 0.1 % of the traffic; none in the sources" in facts.coverage
+    assert "pool.jsonl:3 and exam: t1 share question: what" in facts.coverage
+    text = write_report(folder).read_text()
+    assert "| scripts | 0.710 |" in text
+    assert "Han\\|\\*" in text, "names from data are no markup"
+
+
 def test_no_state_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         collect(tmp_path)
+
+
+def _with_tasks(folder: Path, side: str, task: dict[str, object]) -> None:
+    path = folder / side / "result.json"
+    result = json.loads(path.read_text())
+    result["summary"]["tasks"] = {"tool_count": task}
+    path.write_text(json.dumps(result))
+
+
+def _counted(scores: dict[int, float], failures: dict[str, int], n: int = 40) -> dict[str, object]:
+    slices = {str(count): {"n": 20, "metrics": {"call_match": score}} for count, score in scores.items()}
+    return {"n": n, "metrics": {}, "failures": failures, "slices": {"n_tools": slices}}
+
+
+def test_failure_layers_and_the_tool_count_cliff(make_run: Make) -> None:
+    folder = make_run()
+    _with_tasks(folder, "baseline", _counted({1: 1.0, 2: 1.0, 16: 0.95}, {"none": 39, "wrong_arguments": 1}))
+    _with_tasks(folder, "evaluate", _counted({16: 0.5, 2: 0.9, 1: 0.95}, {"none": 30, "wrong_tool": 10}))
+    facts = collect(folder)
+    assert facts.failures is not None
+    assert facts.failures.rows == (
+        ("tool_count", "wrong_arguments", "1", "0", "40"),
+        ("tool_count", "wrong_tool", "0", "10", "40"),
+    )
+    assert facts.tool_counts is not None
+    assert facts.tool_counts.rows[-1] == ("tool_count", "16", "20", "95.00 %", "50.00 %", "-45.00")
+    assert [row[1] for row in facts.tool_counts.rows] == ["1", "2", "16"], "by number, not by text"
+    assert facts.tool_counts.notes == (
+        "tool_count, baseline: call_match falls most from 2 to 16 tools, by 5.00 points.",
+        "tool_count, candidate: call_match falls most from 2 to 16 tools, by 40.00 points.",
+    )
+    text = write_report(folder).read_text()
+    assert "## Number of tools on offer" in text
+    assert "| tool_count | wrong_tool | 0 | 10 | 40 |" in text
+
+
+def test_a_task_that_ended_early_is_not_compared_by_layer(make_run: Make) -> None:
+    folder = make_run()
+    _with_tasks(folder, "baseline", _counted({1: 1.0, 2: 1.0}, {"none": 40}))
+    _with_tasks(folder, "evaluate", _counted({1: 0.0, 2: 0.0}, {"wrong_tool": 20}, n=20))
+    facts = collect(folder)
+    assert (facts.failures, facts.tool_counts) == (None, None)
+
+
+def test_more_tools_may_cost_nothing(make_run: Make) -> None:
+    folder = make_run()
+    for side in ("baseline", "evaluate"):
+        _with_tasks(folder, side, _counted({1: 1.0, 2: 1.0}, {"none": 40}))
+    facts = collect(folder)
+    assert facts.tool_counts is not None
+    assert facts.tool_counts.notes[0] == "tool_count, baseline: call_match does not fall with more tools."
+    assert facts.failures is None
 
 
 def test_what_the_quantizer_measured(make_run: Make) -> None:

@@ -14,7 +14,7 @@ import pytest
 from calibrate.spec import CalibrateSpec
 from evals.spec import EngineSpec, EvaluateSpec
 from quantize.spec import QuantizeSpec
-from sqtool.errors import DataError, InconclusiveError, RegressedError, UsageError
+from sqtool.errors import DataError, InconclusiveError, InfrastructureError, RegressedError, UsageError
 from sqtool.files import digest_folder, write_json
 from sqtool.gate.spec import GateSpec
 from sqtool.release.spec import ReleaseSpec
@@ -81,6 +81,15 @@ def inputs(tmp_path: Path) -> Inputs:
     )
 
 
+def task_of(tmp_path: Path) -> Path:
+    """The evaluation's only task, `t`; the file of its items."""
+    folder = tmp_path / "evals" / "tasks"
+    folder.mkdir(parents=True)
+    (folder / "t.yaml").write_text("task: t\nitems: t.jsonl\nscorer: exact_match\n")
+    (tmp_path / "t.jsonl").touch()
+    return tmp_path / "t.jsonl"
+
+
 def out_of(tmp_path: Path) -> Path:
     out = tmp_path / "out.tmp"
     out.mkdir()
@@ -97,10 +106,23 @@ def test_the_table_names_modules_and_packages_that_exist() -> None:
             import_module(package)
 
 
-def test_calibrate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
-    fake = double("calibrate.build:build", {"samples": 3})
+def test_calibrate(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def build(_spec: CalibrateSpec, **arguments: Any) -> dict[str, Any]:
+        items = {name: path.read_text() for name, path in arguments["evals"].items()}
+        seen.update(arguments, items=items)
+        return {"samples": 3}
+
+    monkeypatch.setattr("calibrate.build.build", build)
+    item = {"id": "a", "messages": [{"role": "user", "content": "?"}], "expected": {"text": "yes"}}
+    task_of(tmp_path).write_text(json.dumps(item) + "\n")
     assert calibrate.run(CalibrateSpec(), inputs, out_of(tmp_path)).summary == {"samples": 3}
-    assert (fake.arguments["seed"], fake.arguments["root"]) == (7, tmp_path)
+    assert (seen["seed"], seen["root"]) == (7, tmp_path)
+    assert {name: json.loads(text) for name, text in seen["items"].items()} == {"t": item}
+    blind = CalibrateSpec.model_validate({"contamination": "off", "coverage": {"evals": False}})
+    calibrate.run(blind, inputs, tmp_path / "out.tmp")
+    assert seen["items"] == {}
 
 
 def test_calibrate_is_skipped_where_nobody_looks_at_data(inputs: Inputs) -> None:
@@ -113,12 +135,20 @@ def test_calibrate_is_skipped_where_nobody_looks_at_data(inputs: Inputs) -> None
 
 
 def test_calibration_sources_are_data_and_must_exist(inputs: Inputs, tmp_path: Path) -> None:
+    items = task_of(tmp_path)
     spec = CalibrateSpec.model_validate({"sources": [{"path": "pool.jsonl"}]})
     with pytest.raises(DataError, match="no such calibration file"):
         calibrate.data_files(spec, inputs)
     (tmp_path / "pool.jsonl").write_text("x" * 399 + "\n")
-    assert calibrate.data_files(spec, inputs) == [tmp_path / "pool.jsonl"]
+    assert calibrate.data_files(spec, inputs) == [tmp_path / "pool.jsonl", tmp_path / "evals/tasks/t.yaml", items]
     assert calibrate.expected_tokens(spec, inputs) == spec.num_calibration_samples * 100
+    matched = spec.model_copy(update={"match": "traffic.jsonl", "target_tokens": 5000})
+    with pytest.raises(DataError, match=r"calibrate\.match: no such file"):
+        calibrate.data_files(matched, inputs)
+    (tmp_path / "traffic.jsonl").touch()
+    names = ("pool.jsonl", "traffic.jsonl", "evals/tasks/t.yaml", "t.jsonl")
+    assert calibrate.data_files(matched, inputs) == [tmp_path / name for name in names]
+    assert calibrate.expected_tokens(matched, inputs) == 5000
 
 
 def test_quantize(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
@@ -134,15 +164,28 @@ def test_baseline_and_evaluate(double: Callable[..., Double], inputs: Inputs, tm
     asked = double("evals.run:evaluate", {"tasks": {}})
     states = double("evals.drift:baseline_states", {"texts": 1})
     drift = double("evals.drift:drift", {"texts": 1})
+    double("evals.drift:kept_texts", [])
+    rendered = double("evals.drift:texts_of", [])
+    changed = double("evals.flips:compare_records", {"t": {}})
+    (tmp_path / "evals/tasks").mkdir(parents=True)
+    (tmp_path / "evals/tasks/t.yaml").write_text(
+        "task: drawn\nitems: t.jsonl\nscorer: exact_match\ngeneration: {temperature: 0.5}\n"
+    )
+    spec = EvaluateSpec(tasks=("t",))
     out = out_of(tmp_path)
-    assert baseline.run(EvaluateSpec(), inputs, out).summary == {"tasks": {}, "states": {"texts": 1}}
+    assert baseline.run(spec, inputs, out).summary == {"tasks": {}, "states": {"texts": 1}}
     assert asked.arguments["model"] == inputs.model
     assert states.arguments["out"] == out / "states"
-    summary = evaluate.run(EvaluateSpec(), inputs, out).summary
+    assert rendered.arguments["answers"] == out / "records"
+    assert callable(asked.arguments["probe"])
+    summary = evaluate.run(spec, inputs, out).summary
     assert asked.arguments["model"] == inputs.candidate
     assert drift.arguments["states"] == inputs.folders["baseline"] / "states"
     assert summary["candidate_digest"] == digest_folder(tmp_path / "candidate")
-    assert "drift" not in evaluate.run(EvaluateSpec(drift=None), inputs, out).summary
+    assert drift.arguments["engine"] == {"baseline": inputs.folders["baseline"], "candidate": out}
+    assert (summary["changes"], changed.arguments["sampled"]) == ({"t": {}}, {"drawn"})
+    assert "drift" not in evaluate.run(spec.model_copy(update={"drift": None}), inputs, out).summary
+    assert asked.arguments["probe"] is None
 
 
 def test_evaluate_is_watched_and_says_by_which_rules_it_ended(
@@ -178,6 +221,108 @@ def test_speculate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path
     assert speculate.skip(SpeculateSpec(), alone) == "the recipe has no draft model"
     assert not speculate.skip(SpeculateSpec(method="ngram"), alone)
     assert not speculate.skip(SpeculateSpec(method="draft_model"), alone), "asked for by name, it must be an error"
+
+
+def test_speculation_is_vllms_only(inputs: Inputs) -> None:
+    hf = Inputs(**{**vars(inputs), "sections": {"engine": EngineSpec(kind="hf")}})
+    assert speculate.skip(SpeculateSpec(), hf) == "speculation is measured with vLLM only, and engine.kind is hf"
+    asked_for = SpeculateSpec(enabled=True)
+    assert speculate.skip(asked_for, hf) == ""
+    with pytest.raises(UsageError, match=r"engine\.kind is hf"):
+        speculate.preflight(asked_for, hf)
+
+
+def test_each_side_is_asked_in_its_own_place(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
+    remote = EngineSpec(kind="openai", base_url="http://a", model="m", candidate_base_url="http://b")
+    there = Inputs(**{**vars(inputs), "sections": {**inputs.sections, "engine": remote}})
+    asked = double("evals.run:evaluate", {"tasks": {}})
+    out = out_of(tmp_path)
+    baseline.run(EvaluateSpec(drift=None), there, out)
+    assert asked.arguments["engine"] == EngineSpec(kind="openai", base_url="http://a", model="m")
+    evaluate.run(EvaluateSpec(drift=None), there, out)
+    assert asked.arguments["engine"] == EngineSpec(kind="openai", base_url="http://b", model="m")
+    moved = EngineSpec.model_validate({**remote.model_dump(), "candidate_base_url": "http://c"})
+    assert baseline.counted(remote) == baseline.counted(moved), "the baseline is evaluated once for all candidates"
+    assert evaluate.counted(remote) != evaluate.counted(moved)
+    assert control.counted(EngineSpec(device="cpu")) == EngineSpec(), "the fingerprint names the device"
+    assert baseline.fingerprint(EvaluateSpec(), there) == {"endpoint": "http://a", "model": "m"}
+    same = EngineSpec(kind="openai", base_url="http://a", model="m")
+    both = Inputs(**{**vars(inputs), "sections": {**inputs.sections, "engine": same}})
+    with pytest.raises(UsageError, match="would both be asked of m at http://a"):
+        evaluate.preflight(EvaluateSpec(), both)
+
+
+def test_the_kind_of_engine_is_part_of_what_counts() -> None:
+    kinds = (EngineSpec(), EngineSpec(kind="hf"), EngineSpec(kind="openai", base_url="http://a", model="m"))
+    texts = {json.dumps(baseline.counted(kind).model_dump(mode="json"), sort_keys=True) for kind in kinds}
+    assert len(texts) == 3
+
+
+def test_evaluate_says_what_differs_beside_the_weights(
+    double: Callable[..., Double], inputs: Inputs, tmp_path: Path
+) -> None:
+    double("evals.run:evaluate", {"tasks": {}})
+    assert inputs.candidate is not None
+    (inputs.candidate / "generation_config.json").write_text('{"temperature": 0.6}')
+    summary = evaluate.run(EvaluateSpec(drift=None), inputs, out_of(tmp_path)).summary
+    (found,) = summary["differences"]
+    assert (found["file"], found["field"]) == ("generation_config.json", "temperature")
+
+
+DIFFERS = {"file": "generation_config.json", "field": "temperature", "baseline": "missing", "candidate": "0.6"}
+
+
+def test_a_difference_refuses_whatever_the_scores_are(inputs: Inputs, tmp_path: Path) -> None:
+    for side in ("baseline", "evaluate"):
+        records(inputs.folders[side], [1.0] * 400)
+    path = inputs.folders["evaluate"] / "result.json"
+    value = json.loads(path.read_text())
+    value["summary"]["differences"] = [DIFFERS]
+    path.write_text(json.dumps(value))
+    spec = GateSpec.model_validate({"metrics": {"t.exact_match": 0.02}, "inconclusive": "allow"})
+    out = out_of(tmp_path)
+    summary = gate.run(spec, inputs, out).summary
+    assert summary["outcome"] == "REGRESSED"
+    with pytest.raises(RegressedError, match=r"generation_config\.json:temperature is 0\.6") as caught:
+        gate.check(spec, summary)
+    assert "allow_differences: [generation_config.json:temperature]" in caught.value.remedy
+    allowed = spec.model_copy(update={"allow_differences": ["generation_config.json:temperature"]})
+    summary = gate.run(allowed, inputs, out).summary
+    assert summary["outcome"] == "PASS"
+    gate.check(allowed, summary)
+    assert json.loads((out / "verdict.json").read_text())["differences"][0]["allowed"] is True
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "told"),
+    [
+        ({"device_class": "cpu"}, {"device_class": "cuda"}, "device_class cpu and cuda"),
+        ({"version": "0.32.0"}, {"version": "0.33.0"}, "version 0.32.0 and 0.33.0"),
+        ({"engine": "vllm"}, {"engine": "transformers"}, "engine vllm and transformers"),
+        ({"dtype": "bfloat16"}, {"dtype": "float16"}, "dtype bfloat16 and float16"),
+        ({"flags": ["--kv-cache-dtype", "auto"]}, {"flags": ["--kv-cache-dtype", "fp8"]}, "kv_cache_dtype auto"),
+        # A checkpoint that brings its own type of cache is measured with it: that loss is the candidate's.
+        (
+            {"flags": ["--kv-cache-dtype", "auto"], "kv_cache_dtype": "auto"},
+            {"flags": ["--kv-cache-dtype", "auto"], "kv_cache_dtype": "fp8_e4m3"},
+            "",
+        ),
+        ({"device": "one CPU"}, {"device": "another CPU"}, ""),
+    ],
+)
+def test_sides_measured_under_other_conditions_are_not_compared(
+    inputs: Inputs, tmp_path: Path, left: dict[str, Any], right: dict[str, Any], told: str
+) -> None:
+    for side, facts in (("baseline", left), ("evaluate", right)):
+        records(inputs.folders[side], [1.0] * 400)
+        summary = {"engine": {"engine": "vllm", **facts}, "candidate_digest": "d" * 64}
+        write_json(inputs.folders[side] / "result.json", {"summary": summary})
+    spec = GateSpec.model_validate({"metrics": {"t.exact_match": 0.02}})
+    if told:
+        with pytest.raises(InfrastructureError, match=told):
+            gate.run(spec, inputs, out_of(tmp_path))
+    else:
+        assert gate.run(spec, inputs, out_of(tmp_path)).summary["outcome"] == "PASS"
 
 
 def test_release(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
