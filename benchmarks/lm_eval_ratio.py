@@ -4,9 +4,10 @@
 
 Two tasks are made from the reference pair's data: closed-book questions to answer (`generate_until`) and values to
 look up among four (`multiple_choice`). Whole commands are timed, from the start of Python to the last file, in turn.
-`default` is what each does when nobody says how to batch: lm_eval one prompt at a time, sqtool 16 on a CPU. Both sides
-ask lm-eval's own transformers model, HFLM, on the processor, and write the score of every item. Wall-clock time is what
-a user waits for; on a machine that others use too, CPU seconds (of the command and all that it starts) say more.
+`default` is what each does when nobody says how to batch: lm_eval one prompt at a time, sqtool 16 (`batch_size` of
+`engine: {kind: hf}`). Both sides ask lm-eval's own transformers model, HFLM, on the processor, and write the score of
+every item. Wall-clock time is what a user waits for; on a machine that others use too, CPU seconds (of the command and
+all that it starts) say more. sqtool is called as its stages call it, `evals.run.evaluate`.
 Needs the reference pair.
 """
 
@@ -96,16 +97,13 @@ def make_tasks(folder: Path, items: int) -> None:
 
 def by_sqtool(model: Path, folder: Path, out: Path, batch: int | None) -> None:
     """sqtool's side, in a process of its own."""
-    from evals.harness.in_process import InProcess
-    from evals.harness.run import run
     from evals.harness.spec import LmEvalSpec
-    from evals.spec import EvaluateSpec
-    from sqtool.files import write_json
+    from evals.run import evaluate
+    from evals.spec import EngineSpec, EvaluateSpec
 
-    named = LmEvalSpec(tasks=TASKS, include_path=str(folder), apply_chat_template=True, batch_size=batch)
-    spec = EvaluateSpec(tasks=(), lm_eval=named, drift=None)
-    lm = InProcess(model, device="cpu", batch=named.batch_size)
-    write_json(out / "evaluation.json", run(spec, lm, root=ROOT, out=out, key=""))
+    named = LmEvalSpec(tasks=TASKS, include_path=str(folder), apply_chat_template=True)
+    engine = EngineSpec(kind="hf", device="cpu", **({} if batch is None else {"batch_size": batch}))
+    evaluate(EvaluateSpec(tasks=(), lm_eval=named, drift=None), engine, model=model, root=ROOT, out=out)
 
 
 def command(side: str, model: Path, folder: Path, out: Path, batch: int | None) -> list[str]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from evals.engines.base import Done, Limits, Question
-from evals.items import Item
 from evals.scorers import Answer, ToolCall
 from evals.spec import GenerationSpec
 from sqtool.errors import DataError, EngineError
@@ -38,6 +37,7 @@ NEUTRAL = {
 """Sampling parameters that change nothing. vLLM takes each one that a request does not name from the checkpoint's
 generation_config; with all of them named, one server answers these requests and those that are asked `as_served`."""
 
+Q = TypeVar("Q")
 T = TypeVar("T")
 
 
@@ -128,7 +128,7 @@ def _server_message(response: httpx.Response) -> str:
 
 
 async def _attempt(
-    client: httpx.AsyncClient, path: str, body: dict[str, Any], parse: Callable[[Any], T], item: Item, timeout: float
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], parse: Callable[[Any], T], name: str, timeout: float
 ) -> T:
     import httpx
 
@@ -147,12 +147,12 @@ async def _attempt(
         text = _server_message(response)
         if "context length" in text or "max_tokens" in text or "maximum model length" in text:
             raise DataError(
-                f"item {item.id}",
+                f"item {name}",
                 f"it does not fit the model's context: {text}",
                 remedy="Lower the task's max_tokens, shorten the item, or raise engine.max_model_len.",
             )
         raise EngineError(
-            f"the server refused item {item.id} at {path} with status {status}: {text}",
+            f"the server refused item {name} at {path} with status {status}: {text}",
             remedy="Nothing was scored. The server's log may say more.",
         )
     try:
@@ -167,22 +167,22 @@ async def request(
     path: str,
     body: dict[str, Any],
     parse: Callable[[Any], T],
-    item: Item,
+    name: str,
     limits: Limits,
 ) -> T:
-    """What `parse` makes of the server's answer to one request about an item, with `limits.retries` further attempts.
+    """What `parse` makes of the server's answer to one request about the item `name`, with `limits.retries` more tries.
 
     `parse` raises `ValueError` for garbage. Raises `EngineError` when the engine is gone or keeps failing, `DataError`
     when the item does not fit it. An item that could not be asked is never given an answer, so it cannot be scored.
     """
     for attempt in range(limits.retries + 1):
         try:
-            return await _attempt(client, path, body, parse, item, limits.timeout)
+            return await _attempt(client, path, body, parse, name, limits.timeout)
         except _TransientError as error:
             endpoint.check()
             if attempt == limits.retries or (error.slow and attempt >= 1):
                 raise EngineError(
-                    f"no answer to item {item.id} after {attempt + 1} attempts; the last: {error}",
+                    f"no answer to item {name} after {attempt + 1} attempts; the last: {error}",
                     remedy="Nothing was scored. See the server's log; `evaluate.request_timeout` and "
                     "`evaluate.retries` say how patient to be.",
                 ) from None
@@ -223,20 +223,20 @@ async def ask_all(
 
     async def chat(client: httpx.AsyncClient, question: Question) -> Answer:
         body = payload(question, generation, endpoint, seed)
-        return await request(client, endpoint, CHAT, body, parse_answer, question.item, limits)
+        return await request(client, endpoint, CHAT, body, parse_answer, question.item.id, limits)
 
     await each(endpoint, questions, limits, chat, done)
 
 
 async def each(
     endpoint: Endpoint,
-    questions: Sequence[Question],
+    questions: Sequence[Q],
     limits: Limits,
-    one: Callable[[httpx.AsyncClient, Question], Awaitable[Answer]],
-    done: Done,
+    one: Callable[[httpx.AsyncClient, Q], Awaitable[T]],
+    done: Callable[[Q, T], None],
 ) -> None:
-    """Give each question to `one`, at most `limits.concurrency` at once; `done` gets each answer as it comes (in any
-    order).
+    """Give each of `questions` to `one`, at most `limits.concurrency` at once; `done` gets each answer as it comes, in
+    any order.
 
     The first error cancels what is still running and is raised; what `done` got before stays.
     """

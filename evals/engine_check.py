@@ -9,19 +9,23 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.client import BACKOFF_SECONDS, Endpoint, open_client
+from evals.client import COMPLETIONS, Endpoint, each, request
 from evals.engines.base import Limits
 from evals.items import take
 from evals.spec import DriftCheckSpec, EvaluateSpec
 from evals.texts import Text
-from sqtool.errors import DataError, EngineError, SqtoolError
+from sqtool.errors import DataError, SqtoolError
 from sqtool.files import canonical_json, read_jsonl, write_text
 from sqtool.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import httpx
 
 FILE = "engine_logprobs.jsonl"
 AT_ONCE = 4
@@ -66,38 +70,18 @@ def engine_logprobs(
     natural log-probabilities. Raises `EngineError` when the server does not answer or does not know them.
     """
 
-    async def every() -> list[dict[str, Any]]:
-        gate = asyncio.Semaphore(limits.concurrency)
-        async with open_client(endpoint, limits) as client:
+    found: dict[int, dict[str, Any]] = {}
 
-            async def one(tokens: Sequence[int]) -> dict[str, Any]:
-                async with gate:
-                    return await _ask(client, endpoint, list(tokens), k, limits.retries)
+    async def one(client: httpx.AsyncClient, at: int) -> dict[str, Any]:
+        tokens = list(prompts[at])
+        body = {"model": endpoint.model, "prompt": tokens, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": k}
+        parse = partial(_parsed, tokens=tokens, k=k)
+        return await request(
+            client, endpoint, COMPLETIONS, body, parse, f"{at} of drift (prompt log-probabilities)", limits
+        )
 
-            return list(await asyncio.gather(*(one(tokens) for tokens in prompts)))
-
-    return asyncio.run(every())
-
-
-async def _ask(client: Any, endpoint: Endpoint, tokens: list[int], k: int, retries: int) -> dict[str, Any]:
-    import httpx
-
-    body = {"model": endpoint.model, "prompt": tokens, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": k}
-    last = ""
-    for _ in range(retries + 1):
-        try:
-            response = await client.post("/v1/completions", json=body)
-        except httpx.TransportError as error:
-            last = f"{type(error).__name__}: {error}"
-        else:
-            if response.status_code == 200:
-                return _parsed(response.json(), tokens, k)
-            last = f"status {response.status_code}: {response.text[:300]}"
-            if response.status_code < 500:
-                break
-        endpoint.check()
-        await asyncio.sleep(BACKOFF_SECONDS)
-    raise EngineError(f"the server gave no prompt log-probabilities ({last})")
+    asyncio.run(each(endpoint, range(len(prompts)), limits, one, found.__setitem__))
+    return [found[at] for at in range(len(prompts))]
 
 
 def _parsed(value: Any, tokens: list[int], k: int) -> dict[str, Any]:
@@ -114,9 +98,7 @@ def _parsed(value: Any, tokens: list[int], k: int) -> dict[str, Any]:
             ids.append(row)
             logs.append([round(float(entries[str(i)]["logprob"]), 6) for i in row])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise EngineError(
-            f"the server's prompt log-probabilities are not vLLM's ({type(error).__name__}: {error})"
-        ) from None
+        raise ValueError(f"prompt log-probabilities are not vLLM's ({type(error).__name__}: {error})") from None
     return {"tokens": tokens, "ids": ids, "logprobs": logs}
 
 

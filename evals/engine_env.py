@@ -135,6 +135,8 @@ def unsupported(model: Path, env: VllmEnv) -> Unsupported | None:
     if env.device != "cpu":
         return None
     config = model_config(model).get("quantization_config") or {}
+    if config.get("quant_method") in ("awq", "gptq"):
+        return _no_words_kernel(config)
     for group in (config.get("config_groups") or {}).values():
         weights, activations = group.get("weights") or {}, group.get("input_activations")
         bits = weights.get("num_bits")
@@ -148,6 +150,16 @@ def unsupported(model: Path, env: VllmEnv) -> Unsupported | None:
                 return Unsupported(reason, True)
         if activations is not None and activations.get("type") == "float" and activations.get("dynamic") is False:
             return Unsupported("vLLM's CPU kernels have no FP8 with static activation scales", False)
+    return None
+
+
+def _no_words_kernel(config: dict[str, Any]) -> Unsupported | None:
+    """The AWQ and GPTQ formats, which vLLM's CPU build runs with the same kernel as packed weights."""
+    if config.get("bits") != 4:
+        reason = f"vLLM's CPU kernel for packed weights takes 4 bits, the checkpoint has {config.get('bits')}"
+        return Unsupported(reason, True)
+    if platform.machine() in ("x86_64", "AMD64") and "avx512f" not in cpu_flags():
+        return Unsupported("vLLM's CPU kernel for 4-bit weights needs AVX-512, which this processor lacks", True)
     return None
 
 

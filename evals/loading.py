@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,19 @@ def dtype(wanted: str, device: str) -> str:
 
 
 def load(folder: Path, device: str, dtype: str, tokens: Sequence[int]) -> tuple[Any, Head]:
-    """A model ready to run and its output layer, checked on `tokens` (see `check_head`)."""
+    """A model ready to run and its output layer, checked on `tokens` (see `check_head`). Formats that transformers does
+    not read by itself are unpacked first."""
+    from evals.packed_words import packed_format
+    from evals.unpacked import unpack
+
+    if packed_format(folder) is None:
+        return _load(folder, device, dtype, tokens)
+    with tempfile.TemporaryDirectory(prefix="sqtool-drift-") as place:
+        unpack(folder, Path(place) / "model")
+        return _load(Path(place) / "model", device, dtype, tokens)
+
+
+def _load(folder: Path, device: str, dtype: str, tokens: Sequence[int]) -> tuple[Any, Head]:
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -33,8 +33,12 @@ WRITTEN_ON_SAVE = "generation_config.json"
 SIMULATED = "simulated.json"
 
 QUANTIZED_PART = re.compile(
-    r"\.(weight_packed|weight_scale|weight_zero_point|weight_shape|weight_g_idx|weight_global_scale|input_scale)$"
+    r"\.(weight_packed|weight_scale|weight_zero_point|weight_shape|weight_g_idx|weight_global_scale|input_scale"
+    r"|input_global_scale)$"
 )
+
+# The AWQ and GPTQ formats.
+PACKED_PART = re.compile(r"\.(qweight|qzeros|scales|g_idx)$")
 
 
 def copy_companions(model: Path, out: Path) -> list[str]:
@@ -74,11 +78,12 @@ def is_simulated(folder: Path) -> bool:
 
 
 def quantized_modules(tensors: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-    """For each quantized layer of a compressed-tensors checkpoint its tensors (weight, scales, zero points)."""
+    """For each quantized layer of a checkpoint its tensors (weight, scales, zero points)."""
     scaled = {name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")}
+    scaled |= {name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")}
     modules: dict[str, list[Tensor]] = defaultdict(list)
     for name, tensor in tensors.items():
-        module = QUANTIZED_PART.sub("", name).removesuffix(".weight")
+        module = PACKED_PART.sub("", QUANTIZED_PART.sub("", name)).removesuffix(".weight")
         if module in scaled:
             modules[module].append(tensor)
     return dict(modules)

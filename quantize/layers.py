@@ -18,6 +18,8 @@ from sqtool.errors import UsageError, did_you_mean
 from sqtool.files import read_json
 
 EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|embeddings?|wte|wpe|tok_embeddings|word_embeddings|embed_in|shared)$")
+ROUTERS = r"re:.*\.(gate|router|shared_expert_gate)$"
+"""What sends tokens to experts: tiny, sensitive, and in 16 bits to every runtime, so no method quantizes it."""
 FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
 
 
@@ -102,7 +104,7 @@ def select(linears: Mapping[str, Linear], targets: Iterable[str], ignore: Iterab
     chosen = [
         linear
         for name, linear in linears.items()
-        if any(matches(name, p) for p in targets) and not any(matches(name, p) for p in ignore)
+        if any(matches(name, p) for p in targets) and not any(matches(name, p) for p in [*ignore, ROUTERS])
     ]
     if not chosen:
         raise UsageError(f"{where}: no layer is left to quantize", remedy="Make targets wider or ignore narrower.")

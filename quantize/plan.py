@@ -12,8 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quantize.layers import Linear, Model, read_model, select
+from quantize.kernels import READ_FROM, Runtime
+from quantize.layers import Linear, Model, matches, read_model, select
 from quantize.methods.base import MethodSpec
+from quantize.preflight.memory import RULE, Load, peak_memory
+from quantize.preflight.serving import Served, serve
+from quantize.preflight.smoothing import resolve_mappings
 from quantize.schemes import Scheme
 from quantize.spec import QuantizeSpec
 from sqtool.errors import UsageError
@@ -26,21 +30,35 @@ EFFICIENCY = 0.2
 # GPTQ walks a layer's columns one by one in Python: seconds a column, whatever the number of rows.
 COLUMN_SECONDS = 4e-4
 DEFAULT_TOKENS = 64 * 512
+DEFAULT_ROW = 512
 
 
-def plan(spec: QuantizeSpec, *, model: Path, tokens: int | None = None) -> dict[str, Any]:
-    """What `quantize` would do with `spec` and the model in folder `model`.
+def plan(
+    spec: QuantizeSpec,
+    *,
+    model: Path,
+    tokens: int | None = None,
+    row_length: int = DEFAULT_ROW,
+    runtime: Runtime | None = None,
+    accelerator: bool = False,
+    memory: int | None = None,
+) -> dict[str, Any]:
+    """What `quantize` would do with `spec` and the model in folder `model`, and what `runtime` would make of it.
 
-    `tokens` is the size of the calibration set, for the estimate of time. Raises UsageError for a target or ignore
-    that matches nothing, a layer matched twice, or columns that the group size does not divide; DataError when the
-    model's files are not what they should be.
+    `tokens` is the size of the calibration set and `row_length` that of its rows, for the estimates. `accelerator`
+    says whether quantizing has one; `memory` is what the host has, in bytes. Without `runtime` no kernels are looked
+    up.
+
+    Raises UsageError for a target or ignore that matches nothing, a layer matched twice, columns that the group size
+    does not divide, mappings that are not there, or a layer that the runtime cannot run; DataError when the model's
+    files are not what they should be.
     """
     if spec.checkpoint is not None:
         return {"checkpoint": spec.checkpoint, "methods": [], "seconds": 0.0}
     found = read_model(model)
     chosen = assign(spec, found)
     size = found.nbytes
-    methods = []
+    methods: list[dict[str, Any]] = []
     quantized: dict[str, float] = {}
     for (where, method), layers in chosen:
         scheme = method.weights()
@@ -64,10 +82,27 @@ def plan(spec: QuantizeSpec, *, model: Path, tokens: int | None = None) -> dict[
                 "activation_bits": scheme.activation_bits,
                 "simulated": simulated,
                 "layers": len(layers),
+                "targets": _matched(found, getattr(method, "targets", [])),
+                "ignore": _matched(found, getattr(method, "ignore", [])),
             }
         )
+    mappings = [
+        resolved
+        for (where, method), _ in chosen
+        if (resolved := resolve_mappings(method, found, where=where)) is not None
+    ]
+    schemes = {x.name: scheme for (_, m), layers in chosen if (scheme := m.weights()) is not None for x in layers}
+    served = [] if runtime is None or spec.simulated else serve(schemes, found.linears, runtime)
+    _check_served(served, runtime)
+    calibration = {x.name: str(m.calibration) for (_, m), layers in chosen for x in layers}
+    if spec.backend == "llmcompressor" and spec.precision in ("auto", "float32") and not accelerator:
+        value = 4
+    else:
+        value = 4 if spec.precision == "float32" else 2
+    load = Load(tokens or DEFAULT_TOKENS, spec.batch_size, row_length, value)
+    peak = peak_memory(found, calibration, load, accelerator=accelerator)
     weights = sum(found.linears[name].weights for name in quantized)
-    bits = sum(found.linears[name].weights * b for name, b in quantized.items()) / weights
+    bits = sum(found.linears[name].weights * b for name, b in quantized.items()) / max(1, weights)
     seconds = _seconds(chosen, found, tokens or DEFAULT_TOKENS)
     return {
         "architecture": found.architecture,
@@ -84,7 +119,52 @@ def plan(spec: QuantizeSpec, *, model: Path, tokens: int | None = None) -> dict[
             f"operations for {tokens or DEFAULT_TOKENS} calibration tokens at {EFFICIENCY:.0%} of this machine's "
             f"measured matrix-product speed, plus {START_SECONDS:.0f} s to start"
         ),
+        "mappings": [m.to_json() for m in mappings],
+        "kernels": [s.to_json() for s in served],
+        "runtime": None if runtime is None else f"vLLM {runtime.version}, {runtime.name}",
+        "memory": {"host_bytes": peak.host, "device_bytes": peak.device, "available_bytes": memory, "rule": RULE},
+        "warnings": [
+            *(warning for m in mappings for warning in m.warnings()),
+            *_served_warnings(served, runtime),
+            *_memory_warnings(peak.host, memory),
+        ],
     }
+
+
+def _matched(model: Model, patterns: Sequence[str]) -> dict[str, int]:
+    """How many linear layers each pattern matches."""
+    return {pattern: sum(matches(name, pattern) for name in model.linears) for pattern in patterns}
+
+
+def _check_served(served: Sequence[Served], runtime: Runtime | None) -> None:
+    failing = [s for s in served if s.kernel.status == "fails"]
+    if failing and runtime is not None:
+        worst = failing[0]
+        raise UsageError(
+            f"vLLM {runtime.version} cannot run {sum(s.layers for s in failing)} layers on this {runtime.name}, e.g. "
+            f"{worst.example}: {worst.kernel.reason}",
+            remedy="Take another scheme or group size, ignore these layers, or serve on another device (engine.env).",
+        )
+
+
+def _served_warnings(served: Sequence[Served], runtime: Runtime | None) -> list[str]:
+    found = [
+        f"{s.layers} layers, e.g. {s.example}, {s.kernel.status}: {s.kernel.reason}"
+        if not s.kernel.name
+        else f"{s.layers} layers, e.g. {s.example}, fall back to {s.kernel.name}: {s.kernel.reason}"
+        for s in served
+        if s.kernel.status not in ("runs", "fails")
+    ]
+    if served and runtime is not None and not runtime.version.startswith(READ_FROM):
+        found.append(f"the table of kernels was read from vLLM {READ_FROM}; this is {runtime.version}")
+    return found
+
+
+def _memory_warnings(needed: int, available: int | None) -> list[str]:
+    if available is None or needed <= available:
+        return []
+    has = f"this machine has {available / 1e9:.1f} GB"
+    return [f"quantizing may need {needed / 1e9:.1f} GB of memory, and {has} (an estimate, see memory.rule)"]
 
 
 Assignment = list[tuple[tuple[str, MethodSpec], list[Linear]]]

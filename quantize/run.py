@@ -15,7 +15,8 @@ from quantize.backends.base import Job, Outcome
 from quantize.checkpoint import SIMULATED, copy_companions, quantized_modules
 from quantize.fake import fake_quantize
 from quantize.headers import Tensor, read_checkpoint
-from quantize.layers import read_model
+from quantize.layer_report import summarize_layers
+from quantize.layers import Model, read_model
 from quantize.methods.rtn import RtnSpec
 from quantize.plan import assign
 from quantize.spec import QuantizeSpec
@@ -25,6 +26,8 @@ from sqtool.progress import Progress
 LOG = "quantize.log"
 CHECKPOINT = "checkpoint"
 TOKENS = "tokens.safetensors"
+LAYERS = "layers.jsonl"
+PLOT = "layers.svg"
 
 
 def quantize(
@@ -54,9 +57,10 @@ def quantize(
     tokens = _tokens(spec, calibration)
     checkpoint = out / CHECKPOINT
     checkpoint.mkdir(parents=True, exist_ok=True)
+    (out / LAYERS).unlink(missing_ok=True)
     methods = [step.method for step in spec.methods]
     if spec.simulated:
-        outcome = _simulate(methods[0], model, checkpoint, progress)
+        outcome = _simulate(methods[0], described, model, checkpoint, progress)
     else:
         job = Job(
             model=model,
@@ -67,6 +71,11 @@ def quantize(
             seed=seed,
             batch_size=spec.batch_size,
             precision=spec.precision,
+            layers=out / LAYERS,
+            layer_report=spec.layer_report,
+            zero_groups=spec.zero_groups,
+            calibrate_all_experts=spec.calibrate_all_experts,
+            max_shard_size=spec.max_shard_size,
             trust_remote_code=trust_remote_code,
         )
         outcome = load_backend(spec.backend).run(job, progress)
@@ -75,21 +84,24 @@ def quantize(
     for note in outcome.notes:
         progress.note(note)
     written = read_checkpoint(checkpoint)
+    stored = set(outcome.layers) if spec.simulated else set(quantized_modules(written))
+    report = summarize_layers(out / LAYERS, out / PLOT)
     return {
         "methods": [step.model_dump() for step in spec.methods],
         "backend": spec.backend,
         "simulated": spec.simulated,
         "checkpoint": CHECKPOINT,
         "layers_quantized": len(outcome.layers),
-        "layers_left": sorted(set(described.linears) - set(outcome.layers)),
+        "layers_left": sorted(set(described.linears) - stored),
         "bytes_before": described.nbytes,
         "bytes_after": sum(t.nbytes for t in written.values()),
-        "bits_per_weight": _bits_per_weight(spec, written, described.linears, outcome.layers),
+        "bits_per_weight": _bits_per_weight(spec, written, outcome),
         "formats": dict(sorted(Counter(t.dtype for t in written.values()).items())),
         "seconds": round(time.monotonic() - started, 2),
         "peak_rss_bytes": peak_memory(),
         "notes": outcome.notes,
         "details": outcome.details,
+        **({"layers": report} if report else {}),
         "versions": {"python": platform.python_version(), **outcome.versions},
     }
 
@@ -98,7 +110,8 @@ def _tokens(spec: QuantizeSpec, calibration: Path | None) -> Path | None:
     if not spec.needs_calibration:
         return None
     if calibration is None:
-        names = ", ".join(s.method.name for s in spec.methods if s.method.needs_calibration)
+        asking = [s.method.name for s in spec.methods if s.method.needs_calibration]
+        names = ", ".join(asking) or "layer_report: outputs"
         raise UsageError(f"{names} needs calibration data and none was given", remedy="Add a calibrate section.")
     path = calibration / TOKENS if calibration.is_dir() else calibration
     if not path.is_file():
@@ -106,7 +119,7 @@ def _tokens(spec: QuantizeSpec, calibration: Path | None) -> Path | None:
     return path
 
 
-def _simulate(method: object, model: Path, checkpoint: Path, progress: Progress) -> Outcome:
+def _simulate(method: object, described: Model, model: Path, checkpoint: Path, progress: Progress) -> Outcome:
     from importlib.metadata import version
 
     assert isinstance(method, RtnSpec)
@@ -122,17 +135,17 @@ def _simulate(method: object, model: Path, checkpoint: Path, progress: Progress)
             ignore=method.ignore,
         )
     note = f"simulated: {scheme.bits}-bit values in 16-bit weights, so neither smaller nor faster (see {SIMULATED})"
-    return Outcome({name: version(name) for name in ("torch", "safetensors")}, layers, [note])
+    weights = sum(described.linears[name].weights for name in layers)
+    return Outcome({name: version(name) for name in ("torch", "safetensors")}, layers, weights, [note])
 
 
-def _bits_per_weight(spec: QuantizeSpec, written: dict[str, Tensor], linears: Any, layers: list[str]) -> float:
+def _bits_per_weight(spec: QuantizeSpec, written: dict[str, Tensor], outcome: Outcome) -> float:
     """Bits that the checkpoint stores per weight of its quantized layers, scales and zero points included."""
-    weights = sum(linears[name].weights for name in layers if name in linears)
     if spec.simulated:
-        stored = sum(written[f"{name}.weight"].nbytes for name in layers)
+        stored = sum(written[f"{name}.weight"].nbytes for name in outcome.layers)
     else:
         stored = sum(t.nbytes for tensors in quantized_modules(written).values() for t in tensors)
-    return round(8 * stored / weights, 3) if weights else 0.0
+    return round(8 * stored / outcome.weights, 3) if outcome.weights else 0.0
 
 
 def _check_scales(checkpoint: Path) -> None:
@@ -143,7 +156,7 @@ def _check_scales(checkpoint: Path) -> None:
     for path in sorted({t.file for t in read_checkpoint(checkpoint).values()}):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
-                if not name.endswith("_scale"):
+                if not name.endswith(("_scale", ".scales")):
                     continue
                 scale = tensors.get_tensor(name).float()
                 if not torch.isfinite(scale).all() or (scale == 0).any():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model, field_validator, model_serializer, model_validator
 
-from quantize.backends import BACKENDS
+from quantize.backends import BACKENDS, capabilities
 from quantize.combine import check
 from quantize.methods import METHODS, load_method
 from quantize.methods.base import MethodSpec
@@ -70,15 +70,28 @@ class QuantizeSpec(Spec):
     """What is quantized, how, and by what."""
 
     methods: list[Step] = Field(default=[])
-    """In order; a transform (smoothquant) comes before the method that quantizes."""
+    """In order: what prepares the model (smoothquant), what quantizes (awq, gptq, rtn, fp8, fp4; several with targets
+    of their own are mixed precision), then kv_cache."""
     checkpoint: str | None = None
     """A folder or hub id of a checkpoint that was quantized elsewhere; then nothing is quantized here."""
     backend: str = "llmcompressor"
+    """Who does the work: llmcompressor here, or autoawq, auto-gptq, gptqmodel, each in an environment of its own
+    (`sqtool backend install NAME`)."""
     batch_size: int = Field(default=8, ge=1)
     """Calibration rows that go through the model at once."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What calibration computes in. `auto` is the model's own dtype on an accelerator, and float32 on a CPU: many
     have no 16-bit arithmetic and emulate it slowly. The checkpoint keeps the model's dtype."""
+    layer_report: Literal["weights", "outputs", "off"] = "weights"
+    """What layers.jsonl and its plot say of each layer: the error of its weights and its scales (`weights`), also the
+    error of its outputs on calibration rows (`outputs`, which costs about one more pass), or nothing."""
+    zero_groups: Literal["stop", "allow"] = "stop"
+    """A group of weights that is zero altogether stops the run and names its layer: usually the model is damaged.
+    `allow` it for a model that was padded with zeros on purpose."""
+    calibrate_all_experts: bool = True
+    """Show every expert of a mixture every calibration token, not only those that its router sends there."""
+    max_shard_size: str = Field(default="5GB", pattern=r"^[1-9][0-9]*(KB|MB|GB)$")
+    """Largest safetensors file of the checkpoint; a larger one is split."""
 
     @field_validator("backend")
     @classmethod
@@ -97,14 +110,17 @@ class QuantizeSpec(Spec):
             return self
         if not self.methods:
             raise ValueError("give methods, e.g. `methods: [{awq: {scheme: W4A16_ASYM}}]`, or a finished checkpoint")
-        problems = check([step.method for step in self.methods])
+        methods = [step.method for step in self.methods]
+        problems = check(methods) or capabilities.check(self.backend, methods)
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     @property
     def needs_calibration(self) -> bool:
-        """Does any method look at data?"""
+        """Does any method look at data, or the layer report?"""
+        if self.methods and self.layer_report == "outputs" and not self.simulated:
+            return True
         return any(step.method.needs_calibration for step in self.methods)
 
     @property

@@ -93,6 +93,16 @@ class HfEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    @contextmanager
+    def as_stored(self) -> Iterator[Any]:
+        """The model with the checkpoint's own generation_config, for others that generate with it."""
+        ours, self._model.generation_config = self._model.generation_config, self._stored
+        try:
+            with _memory():
+                yield self._model
+        finally:
+            self._model.generation_config = ours
+
     def ask(
         self, questions: Sequence[Question], generation: GenerationSpec, limits: Limits, *, seed: int, done: Done
     ) -> None:

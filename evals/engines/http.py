@@ -46,7 +46,7 @@ async def by_prompt_logprobs(
         item, texts = question.item, list(continuations(question.item))
 
         async def tokens(body: dict[str, Any]) -> Tokens:
-            return await request(client, endpoint, TOKENIZE, {"model": endpoint.model, **body}, _ids, item, limits)
+            return await request(client, endpoint, TOKENIZE, {"model": endpoint.model, **body}, _ids, item.id, limits)
 
         asked: dict[str, Any] = {"messages": item.wire_messages(), "add_generation_prompt": True}
         prompt = await tokens({**asked, "tools": list(item.tools)} if item.tools else asked)
@@ -63,7 +63,7 @@ async def by_prompt_logprobs(
             **NEUTRAL,
         }
         found = await request(
-            client, endpoint, COMPLETIONS, body, lambda value: _ranked(value, prompt, endings), item, limits
+            client, endpoint, COMPLETIONS, body, lambda value: _ranked(value, prompt, endings), item.id, limits
         )
         return answer_of(item, texts, prompt, found)
 
@@ -150,4 +150,4 @@ def _echoed(
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not a completion ({type(error).__name__}: {error})") from None
 
-    return request(client, endpoint, COMPLETIONS, body, parse, item, limits)
+    return request(client, endpoint, COMPLETIONS, body, parse, item.id, limits)

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from evals.client import NEUTRAL
 from evals.harness.quiet import quiet
 from evals.harness.spec import LmEvalSpec
 from sqtool.errors import DataError, UsageError, did_you_mean
@@ -27,6 +28,11 @@ PER_ITEM = ("mean", "nanmean")
 """Aggregations whose result is the mean of one number an item."""
 ANSWER_METRICS = ("gen_len", "empty", "truncated", "repetition")
 """What every generated answer has, whatever the task (`evals.scorers.builtin`)."""
+TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+SERVED_SAMPLING: dict[str, float] = {"temperature": 0.0, **NEUTRAL}
+"""Generation settings of a task that a server takes by the same name, with the values that change nothing: a server
+would take those that a request does not name from the checkpoint."""
+SERVED = frozenset(("until", "do_sample", *TOKEN_LIMITS, *SERVED_SAMPLING))
 NOWHERE = "Names are those of `lm_eval ls tasks`, of include_path's YAML files, or paths of YAML files."
 
 
@@ -258,6 +264,19 @@ def fingerprint(spec: LmEvalSpec, root: Path) -> dict[str, str]:
     except (UsageError, OSError):
         return found
     return found | {f"lm-eval task {leaf.name}": f"{leaf.version} {leaf.digest[:16]}" for leaf in leaves.values()}
+
+
+def check_served(spec: LmEvalSpec, catalogue: Catalogue) -> None:
+    """`DataError` for a task with generation settings that a server does not have."""
+    for leaf in catalogue.leaves.values():
+        unknown = sorted({**(leaf.config.get("generation_kwargs") or {}), **spec.gen_kwargs}.keys() - SERVED)
+        if unknown:
+            raise DataError(
+                leaf.path or f"lm-eval task {leaf.name}",
+                f"a server cannot generate with {', '.join(unknown)}",
+                field="generation_kwargs",
+                remedy="Replace the setting in the task, or evaluate with `engine: {kind: hf}`.",
+            )
 
 
 def metric_problem(leaf: Leaf, metric: str) -> UsageError | None:

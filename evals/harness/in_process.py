@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from lm_eval.models.huggingface import HFLM
 
 from evals.harness.models import Ledger
+from evals.harness.quiet import quiet
 from evals.harness.records import token_limit
 from evals.scorers import Answer
 
-CPU_BATCH = 16
-GPU_BATCH = 64
-
-
-def batch_size(device: str) -> int:
-    """Prompts that go through the model together, where nobody says. lm-eval's `auto` measures instead: on a CPU, where
-    nothing runs out of memory, that costs five passes over the longest possible batch and ends at its largest size."""
-    return CPU_BATCH if device == "cpu" else GPU_BATCH
-
 
 class InProcess(HFLM):
-    """HFLM as it is, with progress and counts. It runs greedily by default, as lm-eval does."""
+    """HFLM as it is, around a model that is loaded already, with progress and counts."""
 
-    def __init__(self, model: Path, *, device: str, dtype: str = "auto", batch: int | None = None) -> None:
-        """`model` is a checkpoint folder, `device` cpu or cuda, `dtype` auto for the checkpoint's own."""
+    def __init__(self, model: Any, *, batch_size: int) -> None:
+        """`model` is a transformers model that came from a checkpoint folder, whose tokenizer is taken. The batch size
+        is fixed: lm-eval's `auto` first runs the longest possible batches to find one, which takes long on a CPU."""
         self.ledger = Ledger()
-        super().__init__(
-            pretrained=str(model), device=device, dtype=dtype, batch_size=batch_size(device) if batch is None else batch
-        )
+        with quiet():
+            super().__init__(pretrained=model, batch_size=batch_size)
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         call = super().loglikelihood
@@ -62,8 +52,3 @@ class InProcess(HFLM):
             if pair is not None:  # a window of a longer text has no pair of its own
                 self.ledger.tokens[pair] = len(context), len(continuation)
         return list(super()._loglikelihood_tokens(requests, *args, **kwargs))
-
-
-def device_of(name: str) -> str:
-    """cpu or cuda for auto."""
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

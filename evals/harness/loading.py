@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,6 @@ from sqtool.files import sha256_text
 
 FEWSHOT_SEED = 1234
 """lm-eval's default: with another one the same task would have other examples than `lm_eval` gives it."""
-TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-SERVED_SAMPLING: dict[str, float] = {
-    "temperature": 0.0,
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
-"""Generation settings of a task that a server takes by the same name, with the values that change nothing: a server
-would take those that a request does not name from the checkpoint."""
-SERVED = frozenset(("until", "do_sample", *TOKEN_LIMITS, *SERVED_SAMPLING))
 LONGEST_FIELD = 80
 
 
@@ -132,21 +119,6 @@ def _check(spec: LmEvalSpec, loaded: Loaded) -> None:
         )
     if loaded.size == 0:
         raise DataError(path, "the lm-eval task has no items")
-
-
-def check_served(spec: LmEvalSpec, tasks: Sequence[Loaded]) -> None:
-    """`DataError` for a task with generation settings that a server does not have."""
-    for loaded in tasks:
-        if loaded.task.OUTPUT_TYPE != "generate_until":
-            continue
-        unknown = sorted({**(loaded.task.get_config("generation_kwargs") or {}), **spec.gen_kwargs}.keys() - SERVED)
-        if unknown:
-            raise DataError(
-                loaded.path,
-                f"a server cannot generate with {', '.join(unknown)}",
-                field="generation_kwargs",
-                remedy="Replace the setting in the task, or evaluate it in process.",
-            )
 
 
 def _configure(spec: LmEvalSpec, task: Any) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evals.harness.catalogue import ANSWER_METRICS, PER_ITEM, metric_name
-from evals.harness.loading import TOKEN_LIMITS, Loaded, item_id, slice_fields
+from evals.harness.catalogue import ANSWER_METRICS, PER_ITEM, TOKEN_LIMITS, metric_name
+from evals.harness.loading import Loaded, item_id, slice_fields
 from evals.harness.models import Ledger
 from evals.records import answer_json
 from evals.scorers import Answer, Loglikelihood

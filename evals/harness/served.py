@@ -25,8 +25,8 @@ from lm_eval.models.utils import (
 
 from evals.client import Endpoint
 from evals.engines.base import Limits
+from evals.harness.catalogue import SERVED_SAMPLING
 from evals.harness.completions import ask, completion, ranked
-from evals.harness.loading import SERVED_SAMPLING
 from evals.harness.models import Ledger
 from evals.scorers import Loglikelihood
 from sqtool.errors import DataError

@@ -38,11 +38,6 @@ class LmEvalSpec(Spec):
         description="Generation settings that replace the task's own (temperature, max_gen_toks, until, ...). "
         "evaluate.generation does not count for these tasks.",
     )
-    batch_size: Annotated[int, Field(gt=0)] | None = Field(
-        default=None,
-        description="Prompts that go through the model together where it runs in this process; default: a size that "
-        "suits the device. A server gets evaluate.concurrency requests at once instead.",
-    )
     confirm_run_unsafe_code: bool = Field(
         default=False, description="Allow tasks that run what the model wrote as a program on this machine."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from evals.engines.base import Engine, Limits
 from evals.spec import EngineSpec, EvaluateSpec
@@ -12,6 +12,7 @@ from sqtool.errors import UsageError
 from sqtool.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from evals.engines.hf import HfEngine
     from evals.harness.loading import Loaded
 
 
@@ -31,20 +32,23 @@ def ask_lm_eval(
     shuffled: bool = False,
 ) -> dict[str, Any]:
     """What `evals.harness.run.run` gives, with an engine that is ready and has the checkpoint in `model`; {} where the
-    recipe names no lm-eval task. In process lm-eval loads the checkpoint once more, into its own model class."""
+    recipe names no lm-eval task."""
     if spec.lm_eval is None:
         return {}
     from evals.harness.run import run
 
-    lm: Any
+    def ask(lm: Any) -> dict[str, Any]:
+        return run(spec, lm, root=root, out=out, key=key, progress=progress, resume_from=resume_from, limits=limits)
+
     if engine.endpoint is None:
-        from evals.harness.in_process import InProcess, device_of
+        from evals.harness.in_process import InProcess
 
-        lm = InProcess(model, device=device_of(section.device), dtype=section.dtype, batch=section.batch_size)
-    else:
-        from evals.harness.served import Served
+        with cast("HfEngine", engine).as_stored() as network:  # the one engine that is not asked over HTTP
+            return ask(InProcess(network, batch_size=section.batch_size))
+    from evals.harness.served import Served
 
-        lm = Served.of(
+    return ask(
+        Served.of(
             model,
             engine.endpoint,
             limits=Limits(spec.concurrency, spec.request_timeout, spec.retries),
@@ -52,7 +56,7 @@ def ask_lm_eval(
             seed=seed,
             shuffled=shuffled,
         )
-    return run(spec, lm, root=root, out=out, key=key, progress=progress, resume_from=resume_from, limits=limits)
+    )
 
 
 def files(spec: EvaluateSpec, root: Path) -> list[Path]:
@@ -94,16 +98,23 @@ def check_metric(spec: EvaluateSpec, root: Path, task: str, metric: str) -> None
         raise problem
 
 
+def check_engine(spec: EvaluateSpec, section: EngineSpec, root: Path) -> None:
+    """`DataError` for a task with generation settings that the engine does not have."""
+    if spec.lm_eval is None or section.kind == "hf":
+        return
+    from evals.harness.catalogue import check_served, read
+
+    check_served(spec.lm_eval, read(spec.lm_eval, root))
+
+
 def loaded(spec: EvaluateSpec, root: Path, own: Mapping[str, Path]) -> Iterator[tuple[Loaded, int | None]]:
     """Each leaf task with its data, checked, and the limit on its items. `own` are the other tasks of the evaluation
     with their files: the name of one of these is a `UsageError`."""
     if spec.lm_eval is None:
         return
-    from evals.harness.loading import check_served, limit_of, load
+    from evals.harness.loading import limit_of, load
 
-    tasks = load(spec.lm_eval, root)
-    check_served(spec.lm_eval, tasks)
-    for task in tasks:
+    for task in load(spec.lm_eval, root):
         if task.name in own:
             raise UsageError(
                 f"evaluate.lm_eval.tasks: the task of {own[task.name]} is called {task.name!r} too",

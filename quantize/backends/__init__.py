@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 
 BACKENDS: dict[str, str] = {
     "llmcompressor": "quantize.backends.llmcompressor:LlmCompressor",
+    # Each in an environment of its own, see `sqtool backend`.
+    "autoawq": "quantize.backends.external:autoawq",
+    "auto-gptq": "quantize.backends.external:auto_gptq",
+    "gptqmodel": "quantize.backends.external:gptqmodel",
 }
 
 

@@ -15,15 +15,31 @@ from typing import TYPE_CHECKING, Any
 from quantize.backends.base import Job, Outcome
 from quantize.backends.quiet import quiet
 from quantize.methods.base import REDUCED_BITS
-from sqtool.errors import InfrastructureError, SqtoolError
+from sqtool.errors import InfrastructureError, SqtoolError, UsageError
 from sqtool.progress import Progress
 
 if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("llmcompressor", "compressed-tensors", "torch", "transformers", "safetensors")
+FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    OSError,
+    MemoryError,
+)
 # Warnings of llm-compressor that change what the user got; the others are in the log.
 TELLING = ("Hessian inversion failed", "Skipping smooth_layer", "NaN")
+
+
+MASKED = ("awq",)
+"""Methods whose loss llm-compressor can restrict to some tokens."""
 
 
 class LlmCompressor:
@@ -39,55 +55,121 @@ class LlmCompressor:
 
         with quiet(job.log, keep):
             try:
-                layers, details = _run(job, progress, notes)
+                return _run(job, progress, notes)
             except SqtoolError:
                 raise
-            except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, OSError, MemoryError) as error:
+            except FAILURES as error:
+                if isinstance(error.__cause__, SqtoolError):
+                    # llm-compressor wraps what is raised inside of a traced forward pass.
+                    raise error.__cause__ from None
                 with job.log.open("a", encoding="utf-8") as handle:
                     traceback.print_exc(file=handle)
                 raise _explain(error, job.log) from error
-        return Outcome({name: version(name) for name in PACKAGES}, layers, notes, details)
 
 
-def _run(job: Job, progress: Progress, notes: list[str]) -> tuple[list[str], dict[str, Any]]:
-    from llmcompressor import oneshot
-    from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
-
-    from quantize.backends.modifiers import build
-    from quantize.backends.rows import isolates, loader
+def _run(job: Job, progress: Progress, notes: list[str]) -> Outcome:
+    from transformers import set_seed
 
     set_seed(job.seed)
     stored, computed = _dtypes(job)
     with progress.task("quantize: load the model"):
-        model = AutoModelForCausalLM.from_pretrained(
-            job.model,
-            dtype=computed,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=job.trust_remote_code,
-        )
-    decoder = _decoder_layers(model)
-    parts = len(decoder) + 1
-    if job.tokens and not isolates(model, decoder[0], job.tokens):
-        notes.append(f"{type(model).__name__} lets the conversations of one calibration row see each other")
-    planned = [(method.name, m) for method in job.methods for m in method.modifiers()]
-    names = " + ".join(dict.fromkeys(name for name, _ in planned))
-    with progress.task(f"quantize: {names}", total=sum(_steps(m.target, parts) for _, m in planned)) as task:
-        recipe = [build(modifier, task.advance) for _, modifier in planned]
-        if job.tokens and not any(made.requires_calibration_data for made in recipe):
-            raise RuntimeError(f"{names} should look at data and llm-compressor would not show it any")
-        data = loader(model, job.tokens, job.batch_size) if job.tokens else None
-        oneshot(model=model, recipe=recipe, dataset=data, trust_remote_code_model=job.trust_remote_code)
-    layers = sorted(name for name, module in model.named_modules() if _quantized(module))
+        model = _load(job, computed)
+    details = _compress(model, job, stored, progress, notes)
+    quantized = {name: module for name, module in model.named_modules() if _quantized(module)}
+    weights = sum(module.weight.numel() for module in quantized.values())
     with progress.task("quantize: write the checkpoint"):
-        _declare_reduced(model)
-        if stored != computed:
-            _cast_back(model, stored)
-        # The caller copies the model's own generation_config.json; transformers refuses to write some that it reads.
-        model.generation_config = GenerationConfig()
-        model.save_pretrained(str(job.out), save_compressed=True)
-    details = {"computed_in": str(computed).removeprefix("torch."), "stored_in": str(stored).removeprefix("torch.")}
-    return layers, details
+        _save(model, job, stored, cast=stored != computed)
+    details["computed_in"], details["stored_in"] = (str(x).removeprefix("torch.") for x in (computed, stored))
+    return Outcome({name: version(name) for name in PACKAGES}, sorted(quantized), weights, notes, details)
+
+
+def _load(job: Job, dtype: torch.dtype) -> Any:
+    """The model in host memory: llm-compressor brings one part of it after another to an accelerator."""
+    from transformers import AutoModelForCausalLM
+
+    from quantize.backends.experts import linearize
+
+    model = AutoModelForCausalLM.from_pretrained(
+        job.model,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=job.trust_remote_code,
+    )
+    linearize(model)
+    return model
+
+
+def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, notes: list[str]) -> dict[str, Any]:
+    """Run the methods; the weights stay as they are until they are written. Returns details for the summary."""
+    from llmcompressor import oneshot
+
+    from quantize.backends.cache_watch import summarize
+    from quantize.backends.layer_watch import LayerWatch
+    from quantize.backends.modifiers import Watches, build
+    from quantize.backends.rows import has_loss_mask, isolates, loader
+    from quantize.backends.same_function import FunctionWatch
+    from quantize.backends.tracing import true_to_the_model
+
+    decoder = decoder_layers(model)
+    apart = job.tokens is not None and not isolates(model, decoder[0], job.tokens)
+    if apart:
+        notes.append(
+            f"{type(model).__name__} lets the conversations of one calibration row see each other, so each went "
+            "through it alone, which is slower"
+        )
+    watches = Watches(
+        LayerWatch(job.layers, report=job.layer_report, zero_groups=job.zero_groups, stored=stored),
+        FunctionWatch(decoder),
+    )
+    planned = [(method.name, modifier) for method in job.methods for modifier in method.modifiers()]
+    recipe = [build(modifier, name, watches) for name, modifier in planned]
+    names = " + ".join(dict.fromkeys(name for name, _ in planned))
+    if job.layer_report == "outputs":
+        for made in recipe:
+            # What rounds to nearest would otherwise never see a token.
+            made.requires_calibration_data = True
+    if job.tokens and not any(made.requires_calibration_data for made in recipe):
+        raise RuntimeError(f"{names} should look at data and llm-compressor would not show it any")
+    # Without data llm-compressor treats the model as one part.
+    steps = sum(len(decoder) + 1 if made.requires_calibration_data else 1 for made in recipe)
+    data = loader(model, job.tokens, job.batch_size, apart=apart) if job.tokens else None
+    first = next(iter(data)) if data else None
+    if first is not None:
+        first = {name: values for name, values in first.items() if name != "loss_mask"}
+    masked = job.tokens is not None and has_loss_mask(job.tokens)
+    if masked and (blind := [method.name for method in job.methods if method.name not in MASKED]):
+        notes.append(f"{', '.join(blind)} looks at every token: only {MASKED[0]} has a loss that can be masked")
+    with (
+        progress.task(f"quantize: {names}", total=steps) as task,
+        true_to_the_model(model, decoder[0], first),
+    ):
+        watches.advance = task.advance
+        oneshot(
+            model=model,
+            recipe=recipe,
+            dataset=data,
+            use_loss_mask=masked,
+            moe_calibrate_all_experts=job.calibrate_all_experts,
+            trust_remote_code_model=job.trust_remote_code,
+        )
+    if not watches.cache_lines:
+        return {}
+    watches.layers.write(watches.cache_lines)
+    cache, found = summarize(watches.cache_lines)
+    notes += found
+    return {"kv_cache": cache}
+
+
+def _save(model: Any, job: Job, stored: torch.dtype, *, cast: bool) -> None:
+    from transformers import GenerationConfig
+
+    _declare_reduced(model)
+    if cast:
+        _cast_back(model, stored)
+    # The caller copies the model's own generation_config.json; transformers refuses to write some that it reads.
+    model.generation_config = GenerationConfig()
+    model.save_pretrained(str(job.out), save_compressed=True, max_shard_size=job.max_shard_size)
 
 
 def _dtypes(job: Job) -> tuple[torch.dtype, torch.dtype]:
@@ -95,24 +177,27 @@ def _dtypes(job: Job) -> tuple[torch.dtype, torch.dtype]:
     import torch
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise UsageError(
+                f"{job.model} can only be loaded by running Python code that came with it",
+                remedy="Read that code; if you trust it, set model.trust_remote_code: true in the recipe.",
+            ) from None
+        raise
     stored = config.get_text_config().dtype or torch.bfloat16
     if job.precision != "auto":
         return stored, getattr(torch, job.precision)
     return stored, stored if torch.accelerator.is_available() else torch.float32
 
 
-def _decoder_layers(model: Any) -> Any:
-    """The longest list of modules in the model: its decoder layers."""
-    from torch.nn import ModuleList
+def decoder_layers(model: Any) -> list[Any]:
+    """The layers that the model's author wants kept in one piece, in order: what llm-compressor takes one at a time."""
+    from llmcompressor.utils.pytorch.module import infer_sequential_targets
 
-    lists = [module for module in model.modules() if isinstance(module, ModuleList)]
-    return max(lists, key=len, default=[])
-
-
-def _steps(target: str, parts: int) -> int:
-    # A plain QuantizationModifier needs no data here, so llm-compressor treats the model as one part.
-    return 1 if target.endswith(":QuantizationModifier") else parts
+    names = infer_sequential_targets(model)
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def _quantized(module: Any) -> bool:
@@ -131,11 +216,12 @@ def _declare_reduced(model: Any) -> None:
 
 def _cast_back(model: Any, dtype: torch.dtype) -> None:
     """Everything to `dtype`, except weights that are about to be packed: dividing float32 weights by the stored scale
-    gives back the exact code that the method chose, rounding them to 16 bits first may not."""
+    gives back the exact code that the method chose, rounding them to 16 bits first may not. NVFP4's one scale for a
+    whole layer is float32 by definition."""
     for module in model.modules():
-        packed = _quantized(module)
+        kept = ("weight", "weight_global_scale", "input_global_scale") if _quantized(module) else ()
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_floating_point() and not (packed and name == "weight"):
+            if parameter.is_floating_point() and name not in kept:
                 parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
     model.config.get_text_config().dtype = dtype

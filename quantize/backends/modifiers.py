@@ -1,20 +1,28 @@
 """llm-compressor's modifiers with what sqtool needs added, by subclassing. Import it only inside functions.
 
-Each one reports when a part of the model (a decoder layer) is done. AWQ also gets an activation cache that does not pin
-memory, and fails when the architecture's mappings are unknown instead of quantizing as if nothing had been asked.
+Each one reports when a part of the model (a decoder layer) is done, and shows its layers before and after. AWQ also
+gets an activation cache that does not pin memory, and fails when the architecture's mappings are unknown instead of
+quantizing as if nothing had been asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from llmcompressor.modifiers import Modifier as LlmModifier
+from llmcompressor.modifiers.gptq import GPTQModifier
+from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
 
+from quantize.backends import mappings as known_mappings
+from quantize.backends.cache_watch import CacheWatch
+from quantize.backends.layer_watch import LayerWatch
+from quantize.backends.same_function import FunctionWatch
 from quantize.methods.base import Modifier
 from sqtool.errors import UsageError
 
@@ -28,10 +36,18 @@ class UnpinnedCache(IntermediatesCache):
 
 
 class Awq(AWQModifier):
-    """AWQModifier that runs without an accelerator and insists on mappings."""
+    """AWQModifier that runs without an accelerator and insists on mappings, and on right ones."""
+
+    def on_initialize(self, state: Any, **kwargs: Any) -> bool:
+        if self.mappings is None:  # type: ignore[has-type]
+            self.mappings = known_mappings.awq(state.model)
+        return bool(super().on_initialize(state, **kwargs))
 
     def _set_resolved_mappings(self, model: Any) -> None:
-        super()._set_resolved_mappings(model)
+        try:
+            super()._set_resolved_mappings(model)
+        except ValueError as error:
+            raise _no_mappings("awq", model) from error
         if not self._resolved_mappings:
             raise _no_mappings("awq", model)
 
@@ -46,13 +62,30 @@ class Awq(AWQModifier):
 
 
 class SmoothQuant(SmoothQuantModifier):
-    """SmoothQuantModifier that insists on mappings."""
+    """SmoothQuantModifier that insists on mappings, and on right ones."""
+
+    def _infer_mappings_from_model(self, model: Any) -> Any:
+        known = known_mappings.smoothquant(model)
+        return known if known and self.mappings is None else super()._infer_mappings_from_model(model)
 
     def _resolve_mappings(self, model: Any) -> Any:
         resolved = super()._resolve_mappings(model)
         if not resolved:
             raise _no_mappings("smoothquant", model)
         return resolved
+
+
+class CacheQuantization(QuantizationModifier):
+    """QuantizationModifier for the KV cache that leaves the linear layers of the attention as other methods set them
+    up. llm-compressor 0.14 takes their status away with the attention's own, and AWQ then fails on them."""
+
+    def on_initialize(self, state: Any, **kwargs: Any) -> bool:
+        modules = [module for module in state.model.modules() if hasattr(module, "quantization_status")]
+        statuses = [module.quantization_status for module in modules]
+        done = super().on_initialize(state, **kwargs)
+        for module, status in zip(modules, statuses, strict=True):
+            module.quantization_status = status
+        return bool(done)
 
 
 def _no_mappings(method: str, model: Any) -> UsageError:
@@ -65,19 +98,66 @@ def _no_mappings(method: str, model: Any) -> UsageError:
 OURS: dict[type, Any] = {AWQModifier: Awq, SmoothQuantModifier: SmoothQuant}
 
 
-def build(modifier: Modifier, advance: Callable[[], None]) -> LlmModifier:
-    """The modifier that `modifier` names, reporting to `advance` once for each part of the model that it finished."""
+@dataclass
+class Watches:
+    """Who is told how the work goes on."""
+
+    layers: LayerWatch
+    function: FunctionWatch
+    cache: CacheWatch = field(default_factory=CacheWatch)
+    cache_lines: list[dict[str, Any]] = field(default_factory=list)
+    advance: Callable[[], None] = lambda: None
+
+
+def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
+    """The modifier that `modifier` names, for the recipe's `method`.
+
+    It tells `watches` of each layer that it rounds, and calls `watches.advance` once for each part of the model.
+    """
     module, _, attribute = modifier.target.partition(":")
     named = getattr(import_module(module), attribute)
-    base = OURS.get(named, named)
+    cache = "kv_cache_scheme" in modifier.arguments
+    rescales = named in OURS
+    base: Any = CacheQuantization if cache else OURS.get(named, named)
 
-    def on_sequential_epoch_end(self: Any, state: Any, event: Any, **kwargs: Any) -> None:
-        base.on_sequential_epoch_end(self, state, event, **kwargs)
-        advance()
+    def on_calibration_start(self: Any, state: Any, event: Any, **kwargs: Any) -> None:
+        base.on_calibration_start(self, state, event, **kwargs)
+        watches.layers.start(state.model)
+        if rescales:
+            watches.function.start(state.model, method)
+        if cache:
+            watches.cache.start(state.model)
 
-    # A plain subclass with one method: a mixin that is a Modifier itself would bring its field defaults along, and
+    def on_sequential_epoch_end(self: Any, state: Any, event: Any, *, modules: list[Any], **kwargs: Any) -> None:
+        gptq = issubclass(base, GPTQModifier)
+        # GPTQ counts an expert's empty batches too; its Hessian has stayed zero then.
+        counted = {module for module, hessian in self._hessians.items() if hessian.diagonal().any()} if gptq else None
+        watches.layers.reached(modules, counted)
+        rounding = watches.layers.before(modules, changes_weights=gptq)
+        base.on_sequential_epoch_end(self, state, event, modules=modules, **kwargs)
+        watches.layers.after(rounding, method)
+        if rescales:
+            watches.function.rescaled(modules)
+        if cache:
+            watches.cache.scaled(modules)
+        watches.advance()
+
+    def on_calibration_end(self: Any, state: Any, event: Any, **kwargs: Any) -> None:
+        base.on_calibration_end(self, state, event, **kwargs)
+        watches.layers.end()
+        if rescales:
+            watches.function.end()
+        if cache:
+            watches.cache_lines = watches.cache.end()
+
+    # A plain subclass with a few methods: a mixin that is a Modifier itself would bring its field defaults along, and
     # `requires_calibration_data: False` would win. The class keeps llm-compressor's name, which recipe.yaml records.
-    namespace = {"__module__": __name__, "on_sequential_epoch_end": on_sequential_epoch_end}
+    namespace = {
+        "__module__": __name__,
+        "on_calibration_start": on_calibration_start,
+        "on_sequential_epoch_end": on_sequential_epoch_end,
+        "on_calibration_end": on_calibration_end,
+    }
     reporting = type(named.__name__, (base,), namespace)
     made: LlmModifier = reporting(**modifier.arguments)
     return made

@@ -7,10 +7,12 @@ another, as long as it gets no attention mask of its own. Whether an architectur
 from __future__ import annotations
 
 import inspect
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
@@ -20,7 +22,7 @@ class _Seen(Exception):  # noqa: N818 - ends a forward pass early, nothing is wr
 
 
 def read_rows(model: Any, tokens: Path) -> list[dict[str, torch.Tensor]]:
-    """Keyword arguments of a forward pass for each row; int64 [length] each."""
+    """Keyword arguments of a forward pass for each row; int64 [length] each. A `loss_mask` is not among them."""
     kept = load_file(tokens)
     ids = kept["input_ids"].long()
     if "position_ids" not in kept or "position_ids" not in inspect.signature(model.forward).parameters:
@@ -29,10 +31,40 @@ def read_rows(model: Any, tokens: Path) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "position_ids": place} for row, place in zip(ids, places, strict=True)]
 
 
-def loader(model: Any, tokens: Path, batch_size: int) -> Any:
-    """Rows of equal length, in order: nothing is cut or padded by a collator, and nothing is shuffled again."""
+def has_loss_mask(tokens: Path) -> bool:
+    """Do the rows say which tokens the loss looks at?"""
+    with safe_open(tokens, framework="pt") as kept:
+        return "loss_mask" in kept.keys()  # noqa: SIM118 - not a dict
+
+
+def loader(model: Any, tokens: Path, batch_size: int, *, apart: bool = False) -> Any:
+    """Rows of equal length, in order: nothing is cut or padded by a collator, and nothing is shuffled again. Where the
+    rows have a `loss_mask`, it goes with them; llm-compressor takes it out before the model runs.
+
+    With `apart` every conversation is a batch of its own: slower, for models in which those of a row see each other.
+    """
+    if apart:
+        return DataLoader(conversations(tokens), batch_size=1, shuffle=False)
     rows: Any = read_rows(model, tokens)
+    if has_loss_mask(tokens):
+        masks = load_file(tokens)["loss_mask"].long()
+        rows = [{**row, "loss_mask": mask} for row, mask in zip(rows, masks, strict=True)]
     return DataLoader(rows, batch_size=batch_size, shuffle=False)
+
+
+def conversations(tokens: Path) -> Any:
+    """Keyword arguments of a forward pass for each conversation; int64 [its length] each. A `loss_mask` goes along."""
+    kept = load_file(tokens)
+    places = kept["position_ids"]
+    columns = {name: kept[name].long() for name in ("input_ids", "loss_mask") if name in kept}
+    found = []
+    for row in range(len(places)):
+        starts = [*(places[row] == 0).nonzero().flatten().tolist(), len(places[row])]
+        for start, end in pairwise(starts):
+            if end - start > 1:
+                one: dict[str, Any] = {name: values[row, start:end] for name, values in columns.items()}
+                found.append({**one, "attention_mask": torch.ones_like(one["input_ids"])})
+    return found
 
 
 def isolates(model: Any, first_layer: Any, tokens: Path) -> bool:
@@ -49,14 +81,14 @@ def isolates(model: Any, first_layer: Any, tokens: Path) -> bool:
         return False
     _, start, *later = (row["position_ids"] == 0).nonzero().flatten().tolist()
     own = slice(start, later[0] if later else None)
-    packed = _output(model, first_layer, row)[own]
-    alone = _output(model, first_layer, {name: values[own] for name, values in row.items()})
+    packed = output_of(model, first_layer, {name: values[None] for name, values in row.items()})[0, own]
+    alone = output_of(model, first_layer, {name: values[None, own] for name, values in row.items()})[0]
     likeness = torch.nn.functional.cosine_similarity(packed.double(), alone.double(), dim=-1)
     return bool(likeness.min() > 0.999)
 
 
-def _output(model: Any, layer: Any, row: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What `layer` makes of one row, [length, hidden]."""
+def output_of(model: Any, layer: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What `layer` makes of a batch, [rows, length, hidden]; the model is run as far as that layer only."""
 
     def stop(_module: Any, _inputs: Any, output: Any) -> None:
         raise _Seen(output[0] if isinstance(output, tuple) else output)
@@ -64,11 +96,11 @@ def _output(model: Any, layer: Any, row: dict[str, torch.Tensor]) -> torch.Tenso
     handle = layer.register_forward_hook(stop)
     try:
         device = next(layer.parameters()).device
-        with torch.inference_mode():
-            model(**{name: values[None].to(device) for name, values in row.items()}, use_cache=False)
+        with torch.no_grad():
+            model(**{name: values.to(device) for name, values in batch.items()}, use_cache=False)
     except _Seen as seen:
         states: torch.Tensor = seen.args[0]
-        return states[0]
+        return states
     finally:
         handle.remove()
     raise RuntimeError("the first decoder layer was never called")

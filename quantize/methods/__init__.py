@@ -11,6 +11,8 @@ METHODS: dict[str, str] = {
     "gptq": "quantize.methods.gptq:GptqSpec",
     "smoothquant": "quantize.methods.smoothquant:SmoothQuantSpec",
     "fp8": "quantize.methods.fp8:Fp8Spec",
+    "fp4": "quantize.methods.fp4:Fp4Spec",
+    "kv_cache": "quantize.methods.kv_cache:KvCacheSpec",
     "rtn": "quantize.methods.rtn:RtnSpec",
 }
 

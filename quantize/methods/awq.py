@@ -26,7 +26,8 @@ class AwqSpec(QuantizingSpec):
 
     name: ClassVar[str] = "awq"
     schemes: ClassVar[tuple[str, ...]] = ("W4A16", "W4A16_ASYM", "W8A16")
-    calibration: ClassVar[Sensitivity] = "grid"
+    looks: ClassVar[Sensitivity] = "grid"
+    scales_layers: ClassVar[bool] = True
 
     scheme: str = "W4A16_ASYM"
     duo_scaling: bool | Literal["both"] = True

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from quantize.layers import ROUTERS
 from quantize.schemes import SCHEMES, Scheme
 from sqtool.errors import did_you_mean
 from sqtool.spec import Spec
@@ -36,8 +37,16 @@ class MethodSpec(Spec):
 
     name: ClassVar[str]
     """The method's name in recipes."""
-    calibration: ClassVar[Sensitivity] = "none"
-    """What it does with calibration data; decides the estimate of its time."""
+    looks: ClassVar[Sensitivity] = "none"
+    """What the method itself does with calibration data."""
+    scales_layers: ClassVar[bool] = False
+    """Does it rescale weights of the model before anything is rounded? Then it comes before all that rounds."""
+
+    @property
+    def calibration(self) -> Sensitivity:
+        """What is done with calibration data, the scheme's needs included; decides the estimate of its time."""
+        scheme = self.weights()
+        return "forward" if self.looks == "none" and scheme is not None and scheme.calibrated else self.looks
 
     def weights(self) -> Scheme | None:
         """How this method stores the layers it matches; None when it only prepares the model for the next one."""
@@ -66,8 +75,9 @@ class QuantizingSpec(MethodSpec):
     scheme: str
     targets: list[str] = Field(default=["Linear"], min_length=1)
     ignore: list[str] = Field(default=["lm_head"])
+    """Routers of mixtures of experts are always left alone, whatever is written here."""
     group_size: int | None = Field(default=None, ge=16, multiple_of=8)
-    """Weight columns that share one scale; the scheme's own (128) when not given."""
+    """Weight columns that share one scale, e.g. 32, 64 or 128; the scheme's own (128) when not given."""
     symmetric: bool | None = None
     """Without zero points; the scheme's own when not given."""
     reduce_range: bool = False
@@ -86,9 +96,12 @@ class QuantizingSpec(MethodSpec):
     def _fits(self) -> QuantizingSpec:
         preset = SCHEMES[self.scheme]
         if self.group_size is not None and preset.group_size is None:
-            raise ValueError(f"scheme {self.scheme} has one scale per output channel, so it takes no group_size")
-        if self.symmetric is False and not preset.weight_only:
-            raise ValueError(f"scheme {self.scheme} is symmetric; zero points exist for weight-only schemes")
+            per = "layer" if preset.per_tensor else "block of 128 x 128" if preset.block else "output channel"
+            raise ValueError(f"scheme {self.scheme} has one scale per {per}, so it takes no group_size")
+        if self.group_size is not None and preset.type == "float":
+            raise ValueError(f"scheme {self.scheme} has groups of {preset.group_size} by definition; drop group_size")
+        if self.symmetric is False and not (preset.weight_only and preset.type == "int"):
+            raise ValueError(f"scheme {self.scheme} is symmetric; zero points exist for weight-only integer schemes")
         if self.reduce_range and (preset.type, preset.activation_bits) != ("int", 8):
             raise ValueError(f"reduce_range is for scheme W8A8, and this is {self.scheme}")
         return self
@@ -104,7 +117,7 @@ class QuantizingSpec(MethodSpec):
     def quantization_arguments(self) -> dict[str, Any]:
         """`scheme` when the preset says it all, else the same as `config_groups` (llm-compressor has no argument
         for the group size of a preset)."""
-        chosen = self.weights()
+        chosen, ignore = self.weights(), [*self.ignore, ROUTERS]
         if self.reduce_range:
             activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
             weights = {"num_bits": REDUCED_BITS, "type": "int", "symmetric": True, "strategy": "channel"}
@@ -113,9 +126,9 @@ class QuantizingSpec(MethodSpec):
                 "weights": weights,
                 "input_activations": activations,
             }
-            return {"ignore": list(self.ignore), "config_groups": {"group_0": group}}
+            return {"ignore": ignore, "config_groups": {"group_0": group}}
         if chosen == SCHEMES[self.scheme]:
-            return {"targets": list(self.targets), "ignore": list(self.ignore), "scheme": self.scheme}
+            return {"targets": list(self.targets), "ignore": ignore, "scheme": self.scheme}
         group = {
             "targets": list(self.targets),
             "weights": {
@@ -127,4 +140,4 @@ class QuantizingSpec(MethodSpec):
                 "dynamic": False,
             },
         }
-        return {"ignore": list(self.ignore), "config_groups": {"group_0": group}}
+        return {"ignore": ignore, "config_groups": {"group_0": group}}

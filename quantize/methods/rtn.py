@@ -30,6 +30,8 @@ class RtnSpec(QuantizingSpec):
             )
         if self.simulate and not weights.weight_only:
             raise ValueError(f"simulate is for weight-only schemes, and {self.scheme} quantizes activations too")
+        if self.simulate and weights.type != "int":
+            raise ValueError(f"simulate is for integer schemes, and {self.scheme} is none")
         return self
 
     def modifiers(self) -> list[Modifier]:

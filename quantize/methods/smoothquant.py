@@ -16,7 +16,8 @@ class SmoothQuantSpec(MethodSpec):
     """`smoothquant: {smoothing_strength: 0.5}`, followed by `gptq` or `rtn` with scheme W8A8, or `fp8`."""
 
     name: ClassVar[str] = "smoothquant"
-    calibration: ClassVar[Sensitivity] = "forward"
+    looks: ClassVar[Sensitivity] = "forward"
+    scales_layers: ClassVar[bool] = True
 
     smoothing_strength: float = Field(default=0.5, ge=0, le=1)
     """0 leaves the outliers in the activations, 1 moves them into the weights altogether."""

@@ -20,6 +20,9 @@ sqtool=("$root/.venv/bin/sqtool" report --root .)
 "${sqtool[@]}" --format junit --output "$out/junit.xml" -- "$FOLDER"
 "${sqtool[@]}" --format comment --output "$out/comment.md" -- "$FOLDER"
 "${sqtool[@]}" --format md --output "$out/report.md" -- "$FOLDER"
+for plot in "$FOLDER"/coverage-*.svg; do
+  if [ -f "$plot" ]; then cp "$plot" "$out/"; fi
+done
 for file in run.json run.log recipe.yaml recipe.json gate/verdict.json; do
   if [ -f "$FOLDER/$file" ]; then cp "$FOLDER/$file" "$out/"; fi
 done

@@ -20,11 +20,13 @@ from sqtool.errors import EXIT_CANCELLED, EXIT_INFRASTRUCTURE, SqtoolError, did_
 COMMANDS = {
     "quantize": "Run a recipe: quantize, measure, gate, speculate, release.",
     "plan": "Show what a run would do, how long it takes and what the gate could decide. Runs nothing.",
+    "calibrate": "Build a recipe's calibration set and say how well it covers the traffic.",
     "eval": "Evaluate a recipe's candidate, or any model, on tasks.",
     "gate": "Judge a candidate against its baseline; the exit code is the verdict.",
     "speculate": "Run a recipe up to the four arms of speculative decoding.",
     "report": "Show or write again the report of a run, also for CI.",
     "explain": "Say why a verdict is what it is, and where to look.",
+    "backend": "List and install the quantizers other than llm-compressor.",
     "schema": "Print the JSON Schema of a recipe or task file, for editors.",
     "doctor": "Say what this machine lacks and the command that repairs it.",
 }

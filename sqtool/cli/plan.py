@@ -9,6 +9,7 @@ import click
 from sqtool.cli.options import Settings, common, examples
 
 if TYPE_CHECKING:
+    from quantize.preflight.trial import Trial
     from sqtool.cli.pilot import Pilot
     from sqtool.gate.measured import Measured
     from sqtool.pipeline import Plan, Step
@@ -21,6 +22,7 @@ WORDS = {"cached": "cached", "run": "will run", "skip": "skipped"}
     epilog=examples(
         "sqtool plan recipes/awq4.yaml",
         "sqtool plan recipes/awq4.yaml --json | jq .seconds",
+        "sqtool plan recipes/awq4.yaml --trial        time the real methods on one layer",
         "sqtool plan recipes/awq4.yaml --pilot 100    measure how many answers change first",
     ),
 )
@@ -34,13 +36,24 @@ WORDS = {"cached": "cached", "run": "will run", "skip": "skipped"}
     help="Run up to the evaluation of N items of each task, as run NAME-pilot, and plan with the share of answers that "
     "change instead of assuming it. The checkpoint is made once, as run NAME; the N items are evaluated again later.",
 )
+@click.option(
+    "--trial",
+    is_flag=True,
+    help="Time the real methods on copies of the model with one and two decoder layers, and extrapolate.",
+)
 @click.option("--wait", is_flag=True, help="With --pilot: wait while another process holds the run.")
 @common
 def command(
-    settings: Settings, recipe: str, until: str | None, force: tuple[str, ...], pilot: int | None, wait: bool
+    settings: Settings,
+    recipe: str,
+    until: str | None,
+    force: tuple[str, ...],
+    pilot: int | None,
+    trial: bool,
+    wait: bool,
 ) -> int:
     """Show what `sqtool quantize RECIPE` would do: stages, what is cached and why not, sizes, time, and what the gate
-    could decide on these items. Runs nothing but a --pilot.
+    could decide on these items. Runs nothing but a --pilot or a --trial.
 
     Choose margins before looking at a pilot: its items may only be used again because nothing was fitted to them.
 
@@ -56,16 +69,29 @@ def command(
         raise click.UsageError("--pilot runs what a pilot needs; --until and --force do not go with it")
     with Terminal(settings) as terminal:
         job = load_job(terminal, recipe)
-        plan = make_plan(job, until=until, force=force, progress=terminal.progress)
-        ended = None
+        plan = make_plan(job, until=until, force=force, progress=terminal.progress, hash_large=pilot is not None)
+        ended, tried = None, None
+        if trial and not plan.problems:
+            plan, tried = _trial(terminal, plan)
         if pilot is not None and not plan.problems:
             ended = run_pilot(terminal, plan, pilot, wait=wait)
             plan = make_plan(job, progress=terminal.progress)
         earlier = last_run(plan) if pilot is None else None
         if settings.json:
-            terminal.json(as_json(plan, ended, earlier))
-        show(terminal, plan, ended, earlier)
+            terminal.json(as_json(plan, ended, earlier, tried))
+        show(terminal, plan, ended, earlier, tried)
         return _exit_code(plan, ended)
+
+
+def _trial(terminal: Any, plan: Plan) -> tuple[Plan, Trial | None]:
+    """The plan with the trial's time, where there is something to quantize."""
+    from sqtool.cli.quantizeplan import STAGE, run_trial
+
+    if not any(step.stage.name == STAGE and step.action == "run" for step in plan.steps):
+        terminal.say("nothing to quantize: no trial")
+        return plan, None
+    with terminal.captured(plan.job.root / "artifacts" / "cache" / "trial.log"):
+        return run_trial(terminal, plan)
 
 
 def _exit_code(plan: Plan, ended: Pilot | None) -> int:
@@ -80,8 +106,15 @@ def _exit_code(plan: Plan, ended: Pilot | None) -> int:
     return plan.problems[0].exit_code if plan.problems else 0
 
 
-def show(terminal: Any, plan: Plan, ended: Pilot | None = None, earlier: Measured | None = None) -> None:
+def show(
+    terminal: Any,
+    plan: Plan,
+    ended: Pilot | None = None,
+    earlier: Measured | None = None,
+    tried: Trial | None = None,
+) -> None:
     """The plan as a table with what each figure rests on, then what the gate can decide."""
+    from sqtool.cli.quantizeplan import show_quantize
     from sqtool.report.numbers import span
 
     rows = []
@@ -98,6 +131,12 @@ def show(terminal: Any, plan: Plan, ended: Pilot | None = None, earlier: Measure
         terminal.say(f"{running} stages to run, about {span(total)}" if total is not None else f"{running} to run")
     else:
         terminal.say("everything is there: nothing to run")
+    if plan.unread:
+        terminal.say(f"{len(plan.unread)} large files were not hashed yet: a run does that first, once")
+    quantize = next((step for step in plan.steps if "methods" in step.estimate.details), None)
+    if quantize is not None:
+        terminal.say()
+        show_quantize(terminal, quantize.estimate.details, tried)
     _show_gate(terminal, plan, ended, earlier)
 
 
@@ -139,12 +178,15 @@ def _details(step: Step) -> str:
     return ", ".join(words)
 
 
-def as_json(plan: Plan, ended: Pilot | None = None, earlier: Measured | None = None) -> dict[str, Any]:
+def as_json(
+    plan: Plan, ended: Pilot | None = None, earlier: Measured | None = None, tried: Trial | None = None
+) -> dict[str, Any]:
     """The plan as one JSON document.
 
     Beside name, model, draft, seconds and problems: `warnings` (texts), `stages` (of which the gate's
     `details.gate` is `GatePlan.to_dict()`), `pilot` (`Pilot.as_json()`, null without one) and `last_run`
-    (`Measured.to_dict()`, null without a finished evaluation that still holds).
+    (`Measured.to_dict()`, null without a finished evaluation that still holds), `trial`
+    (`Trial.to_json()`, null without one). A stage's digest is null where a large file was not hashed.
     """
     from sqtool.pipeline.run import describe
 
@@ -157,12 +199,13 @@ def as_json(plan: Plan, ended: Pilot | None = None, earlier: Measured | None = N
         "warnings": _warnings(plan),
         "pilot": None if ended is None else ended.as_json(),
         "last_run": None if earlier is None else earlier.to_dict(),
+        "trial": None if tried is None else tried.to_json(),
         "stages": [
             {
                 "name": step.stage.name,
                 "action": step.action,
                 "why": step.why,
-                "digest": step.digest,
+                "digest": None if plan.unread and step.action == "run" else step.digest,
                 "folder": plan.job.shown(step.folder) if step.action != "skip" else None,
                 "seconds": step.guess.seconds if step.action == "run" else None,
                 "seconds_source": step.guess.source,

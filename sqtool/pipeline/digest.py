@@ -28,8 +28,12 @@ SOURCE_SUFFIXES = (".py", ".j2", ".json")
 class FileDigests:
     """sha256 of files, remembered in one JSON file between runs by (path, size, time of change in ns)."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, *, largest: int | None = None) -> None:
+        """`largest`: a file of more bytes that is not remembered is not read; size and time of change stand for it, as
+        `unread:...`. Nothing finished here can depend on such a file: it would be remembered."""
         self._store = store
+        self._largest = largest
+        self.unread: set[Path] = set()
         self._known: dict[str, list[Any]] = {}
         self._changed = False
         try:
@@ -38,6 +42,11 @@ class FileDigests:
                 self._known = value["files"]
         except (OSError, ValueError, KeyError):
             pass  # a lost or broken memory only costs time
+
+    @property
+    def reads_large(self) -> bool:
+        """Are files read whatever their size?"""
+        return self._largest is None
 
     def file(self, path: Path) -> str:
         """Hex sha256 of the file's bytes; `DataError` when it cannot be read."""
@@ -48,6 +57,9 @@ class FileDigests:
             known = self._known.get(key)
             if known is not None and known[:3] == stamp:
                 return str(known[3])
+            if self._largest is not None and state.st_size > self._largest:
+                self.unread.add(path)
+                return f"unread:{state.st_size}:{state.st_mtime_ns}"
             digest = sha256_file(real)
         except OSError as error:
             raise DataError(path, f"cannot be read: {error.strerror or error}") from None

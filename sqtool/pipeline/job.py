@@ -85,14 +85,18 @@ def _located(recipe: Recipe, root: Path, beside: Path) -> dict[str, Spec]:
         return str(found.relative_to(root)) if found.is_relative_to(root) else str(found)
 
     sections = {name: recipe.section(name) for name in SECTIONS}
-    sources = [s.model_copy(update={"path": place(s.path)}) for s in recipe.calibrate.sources]
+    calibrate = recipe.calibrate
+    sources = [s if s.path is None else s.model_copy(update={"path": place(s.path)}) for s in calibrate.sources]
     harness = recipe.evaluate.lm_eval
     if harness is not None:
         folder = harness.include_path
         named = tuple(place(task) if task.endswith((".yaml", ".yml")) else task for task in harness.tasks)
         harness = harness.model_copy(update={"tasks": named, "include_path": folder and place(folder)})
     changes: dict[str, dict[str, Any]] = {
-        "calibrate": {"sources": sources} if sources != recipe.calibrate.sources else {},
+        "calibrate": {
+            "sources": sources,
+            "match": None if calibrate.match is None else place(calibrate.match),
+        },
         "evaluate": {"tasks": tuple(place(task) for task in recipe.evaluate.tasks), "lm_eval": harness},
         "speculate": {"traffic": place(recipe.speculate.traffic)},
     }

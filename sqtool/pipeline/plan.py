@@ -53,6 +53,9 @@ class Plan:
     job: Job
     steps: tuple[Step, ...]
     problems: tuple[SqtoolError, ...]
+    unread: tuple[Path, ...] = ()
+    """Large files that were not hashed (`make_plan(hash_large=False)`); the digests of stages that depend on them are
+    not those of a run."""
 
     @property
     def seconds(self) -> float | None:
@@ -74,8 +77,11 @@ def make_plan(
     until: str | None = None,
     force: Collection[str] = (),
     progress: Progress = SILENT,
+    hash_large: bool = True,
 ) -> Plan:
     """Plan the stages up to and with `until`. `force` names stages to run even if they are cached (`all`: each one).
+
+    Without `hash_large`, files of a size that takes long to hash are not read when no earlier run has read them.
 
     Problems that a stage's preflight finds are collected, not raised; a file that cannot be read is raised.
     """
@@ -83,7 +89,7 @@ def make_plan(
     for name in force:
         if name != ALL:
             stage_named(name, stages)
-    planner = _Planner(job, stages, frozenset(force), progress)
+    planner = _Planner(job, stages, frozenset(force), progress, None if hash_large else LARGE_BYTES)
     try:
         for stage in stages:
             planner.add(stage)
@@ -91,15 +97,17 @@ def make_plan(
                 break
     finally:
         planner.digests.save()
-    return Plan(job, tuple(planner.steps.values()), tuple(planner.problems))
+    return Plan(job, tuple(planner.steps.values()), tuple(planner.problems), tuple(sorted(planner.digests.unread)))
 
 
 class _Planner:
-    def __init__(self, job: Job, stages: Sequence[Stage], force: frozenset[str], progress: Progress) -> None:
+    def __init__(
+        self, job: Job, stages: Sequence[Stage], force: frozenset[str], progress: Progress, largest: int | None
+    ) -> None:
         self.job, self.stages, self.force, self.progress = job, stages, force, progress
         self.run = RunFolder.of(job.root, job.name)
         self.cache = job.root / CACHE
-        self.digests = FileDigests(self.cache / "file-digests.json")
+        self.digests = FileDigests(self.cache / "file-digests.json", largest=largest)
         self.timings = Timings(self.cache)
         self.steps: dict[str, Step] = {}
         self.problems: list[SqtoolError] = []
@@ -196,6 +204,7 @@ class _Planner:
     def content(self, folder: Path) -> str:
         if folder not in self._contents:
             large = sum(p.stat().st_size for p in folder.glob("*") if p.is_file()) > LARGE_BYTES
+            large &= self.digests.reads_large
             task = self.progress.task(f"plan: reading {self.job.shown(folder)}")
             with task if large else nullcontext():
                 self._contents[folder] = self.digests.folder(folder)

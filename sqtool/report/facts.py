@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sqtool.errors import DataError
-from sqtool.report.numbers import percent, size, span
+from sqtool.report.numbers import percent, size, span, value
 from sqtool.runfolder import RunFolder
 
 AS_STORED = "as stored"
@@ -50,6 +50,14 @@ class WorseItem:
     candidate: str
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A picture beside report.md, and what it shows in words."""
+
+    file: str
+    alt: str
+
+
 @dataclass
 class Facts:
     """Everything that the report shows; empty where the run has not come that far."""
@@ -69,6 +77,10 @@ class Facts:
     coverage: list[str] = field(default_factory=list)
     coverage_table: Table | None = None
     as_served: Table | None = None
+    coverage_dimensions: Table | None = None
+    plots: list[Plot] = field(default_factory=list)
+    plots_from: str = ""
+    """The file with the figures that `plots` are drawn from."""
     drift: Table | None = None
     changes: Table | None = None
     arms: Table | None = None
@@ -169,6 +181,28 @@ def _add_saves(facts: Facts, quantize: Mapping[str, Any] | None) -> None:
     layers, bits = quantize.get("layers_quantized"), quantize.get("bits_per_weight")
     if layers:
         facts.saves.append(f"{layers} layers quantized" + (f", {bits:.2f} bits per weight in them" if bits else ""))
+    _add_quantization_errors(facts, quantize)
+
+
+def _add_quantization_errors(facts: Facts, quantize: Mapping[str, Any]) -> None:
+    """What the backend measured while it worked."""
+    for key, what in (("weight_error", "weights"), ("output_error", "outputs")):
+        error = (quantize.get("layers") or {}).get(key)
+        if error:
+            worst = error["worst"][0]
+            facts.saves.append(
+                f"relative error of a layer's {what}: mean {value(error['mean'])}, most {value(worst[key])} in "
+                f"{worst['name']}"
+            )
+    cache = (quantize.get("details") or {}).get("kv_cache")
+    if cache:
+        share = cache["saturated_share"]
+        facts.saves.append(
+            f"KV cache in FP8 with calibrated scales; of the calibration tokens, {percent(share['k'])} of keys and "
+            f"{percent(share['v'])} of values lie outside of their range, at most "
+            f"{percent(cache['worst']['saturated_share'])} in {cache['worst']['name']}"
+        )
+    facts.caveats += [str(note) for note in quantize.get("notes") or [] if "KV cache" in note or "FP8 scale" in note]
 
 
 def _add_coverage(facts: Facts, state: Mapping[str, Any], folder: Path | None, failed: Path) -> None:
@@ -181,9 +215,11 @@ def _add_coverage(facts: Facts, state: Mapping[str, Any], folder: Path | None, f
     coverage = _read(place / "coverage.json")
     if not isinstance(coverage, Mapping):
         return
+    from sqtool.report.activations import add_activations
     from sqtool.report.coverage import add_coverage
 
     add_coverage(facts, coverage)
+    add_activations(facts, place)
 
 
 def _add_as_served(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sqtool.files import write_text
+from sqtool.files import read_json, write_text
 from sqtool.report.facts import Facts, collect
 
 TEMPLATE = "report.md.j2"
@@ -93,7 +93,12 @@ def draw(template: str, *, package: str = "sqtool.report", text: Callable[[Any],
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.md` of the run in `folder` from what the folder holds; its path."""
+    """Write `report.md` of the run in `folder` from what the folder holds, its plots beside it; its path."""
     path = folder / "report.md"
-    write_text(path, render(collect(folder)))
+    facts = collect(folder)
+    if facts.plots:
+        from sqtool.report.plots import draw_plots
+
+        draw_plots(folder, read_json(Path(facts.plots_from)))
+    write_text(path, render(facts))
     return path

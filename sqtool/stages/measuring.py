@@ -139,6 +139,9 @@ def item_facts(spec: EvaluateSpec, root: Path) -> dict[str, TaskFacts]:
 
 def evaluation_estimate(spec: EvaluateSpec, inputs: Inputs) -> Estimate:
     """Loads and checks every task, so that a bad item fails before the engine starts; counts the items."""
+    from evals.harness.stage import check_engine
+
+    check_engine(spec, engine_section(inputs), inputs.root)
     counts = {name: len(facts.ids) for name, facts in item_facts(spec, inputs.root).items()}
     items = sum(counts.values())
     texts = 0 if spec.drift is None else spec.drift.items + spec.drift.prose_items

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evals.spec import EngineSpec
+from evals.spec import EngineSpec, EvaluateSpec
 from quantize.spec import QuantizeSpec
 from sqtool.gate.spec import GateSpec
 from sqtool.stages.contract import Inputs
@@ -12,6 +12,13 @@ def engine_section(inputs: Inputs) -> EngineSpec:
     """The `engine` section."""
     section = inputs.sections["engine"]
     assert isinstance(section, EngineSpec)
+    return section
+
+
+def evaluate_section(inputs: Inputs) -> EvaluateSpec:
+    """The `evaluate` section."""
+    section = inputs.sections["evaluate"]
+    assert isinstance(section, EvaluateSpec)
     return section
 
 

@@ -39,11 +39,11 @@ _QUANTIZERS = (*_HF, "llmcompressor", "compressed-tensors")
 STAGES: tuple[Stage, ...] = (
     Stage(
         "calibrate", ("calibrate",), (), "sqtool.stages.calibrate",
-        code=("calibrate",), reads=("model",), tools=("transformers",), sees=("quantize",),
+        code=("calibrate",), reads=("model",), tools=(*_HF, "datasketch"), sees=("quantize", "evaluate"),
     ),
     Stage(
         "quantize", ("quantize",), ("calibrate",), "sqtool.stages.quantize",
-        code=("quantize",), reads=("model",), tools=_QUANTIZERS, sees=("calibrate",),
+        code=("quantize",), reads=("model",), tools=_QUANTIZERS, sees=("calibrate", "engine"),
     ),
     Stage(
         "baseline", ("evaluate", "engine"), (), "sqtool.stages.baseline",

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from calibrate.spec import CalibrateSpec, MinScores
 from evals.config_diff import COMPARED_TOKENIZER_CONFIG, IGNORED_GENERATION, IGNORED_TOKENIZER
 from evals.spec import EngineSpec, EvaluateSpec
 from sqtool.cli import COMMANDS, cli
 from sqtool.gate.spec import GateSpec
+from sqtool.spec import Spec
 
 DOCS = Path(__file__).parents[2] / "docs"
-GUIDES = ("gate.md", "engines.md")
+GUIDES = ("gate.md", "engines.md", "calibration.md")
 
 
 def blocks(guide: str) -> list[str]:
@@ -39,7 +41,12 @@ def test_commands_exist(guide: str) -> None:
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_sections_can_be_read(guide: str) -> None:
-    specs = {"gate": GateSpec, "engine": EngineSpec, "evaluate": EvaluateSpec}
+    specs: dict[str, type[Spec]] = {
+        "gate": GateSpec,
+        "engine": EngineSpec,
+        "evaluate": EvaluateSpec,
+        "calibrate": CalibrateSpec,
+    }
     sections = [YAML(typ="safe").load(block) for block in blocks(guide) if block.startswith(tuple(specs))]
     assert sections
     for section in sections:
@@ -52,6 +59,14 @@ def test_what_is_not_compared_is_listed() -> None:
     ignored = [name for name in IGNORED_GENERATION if not name.startswith("output_")]
     for name in (*ignored, *IGNORED_TOKENIZER, *COMPARED_TOKENIZER_CONFIG):
         assert f"`{name}`" in text
+
+
+def test_the_guide_lists_every_dimension_with_its_minimum() -> None:
+    page = (DOCS / "calibration.md").read_text(encoding="utf-8")
+    listed = {}
+    for names, least in re.findall(r"^\| (`.*`) \|.*\| ([\d.]+) \|$", page, re.MULTILINE):
+        listed |= {name.strip("` "): float(least) for name in names.split(",")}
+    assert listed == MinScores().model_dump()
 
 
 def test_commands_named_in_a_sentence_exist() -> None:

@@ -19,9 +19,10 @@ def test_a_scheme_is_the_preset_of_that_name(name: str) -> None:
         ours.type,
     )
     assert weights.group_size == ours.group_size
+    assert weights.block_structure == (list(ours.block) if ours.block else None)
+    assert (weights.strategy == "tensor") == ours.per_tensor
     assert weights.symmetric == ours.symmetric
     activations = preset.input_activations
     assert (activations.num_bits if activations is not None else 16) == ours.activation_bits
-    if activations is not None:
-        # What is in the table so far needs no activation scales from calibration.
-        assert activations.dynamic is True
+    # Scales of activations come from calibration, or a part of them, unless they are found at run time altogether.
+    assert ours.calibrated == (activations is not None and activations.dynamic is not True)

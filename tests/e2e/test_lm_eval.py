@@ -16,6 +16,7 @@ from sqtool.gate.control import judge_control
 from sqtool.gate.judge import judge
 from sqtool.gate.records import task_files
 from sqtool.gate.spec import GateSpec
+from tests.unit.evals.harness.conftest import network
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "artifacts" / "reference" / "target"
@@ -46,7 +47,7 @@ def test_a_local_task_through_lm_eval_on_vllm(tmp_path: Path) -> None:
     assert summary == json.loads((out / "evaluation.json").read_text())
 
     # lm-eval's own model computes in the same type, in other kernels.
-    known = run(SPEC, InProcess(REFERENCE, device="cpu"), root=ROOT, out=here, key="")
+    known = run(SPEC, InProcess(network(REFERENCE), batch_size=16), root=ROOT, out=here, key="")
     for task, metric in (("lookup_text", "exact_match,strict"), ("lookup_choice", "acc")):
         pairs = list(zip(rows(out, task), rows(here, task), strict=True))
         assert [a["id"] for a, _ in pairs] == [b["id"] for _, b in pairs]

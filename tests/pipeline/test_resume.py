@@ -177,3 +177,16 @@ def test_estimates_come_from_earlier_runs(tmp_path: Path) -> None:
     assert {step.guess.source for step in plan.steps} == {"1 earlier run here"}
     assert plan.seconds is not None
     assert make_plan(make_job(tmp_path / "elsewhere"), stages=STAGES).seconds is None
+
+
+def test_a_plan_need_not_hash_a_large_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sqtool.pipeline.plan as planning
+
+    monkeypatch.setattr(planning, "LARGE_BYTES", 10)
+    job = make_job(tmp_path)
+    (job.model / "model.safetensors").write_bytes(b"x" * 100)
+    quick = make_plan(job, stages=STAGES, hash_large=False)
+    assert [path.name for path in quick.unread] == ["model.safetensors"]
+    whole = make_plan(job, stages=STAGES)
+    assert whole.unread == ()
+    assert [step.digest for step in quick.steps] != [step.digest for step in whole.steps]

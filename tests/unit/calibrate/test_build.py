@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from safetensors.numpy import load_file
 
-from calibrate.build import build, source_paths
+from calibrate.build import build, source_paths, traffic_path
 from calibrate.render import load_tokenizer, render
 from calibrate.spec import CalibrateSpec
 from sqtool.errors import EXIT_REFUSED, CoverageError, DataError, UsageError
@@ -36,10 +37,25 @@ class Notes:
         self.notes.append(text)
 
 
-def make(model: Path, out: Path, path: Path, progress: Any = SILENT, seed: int = 0, **settings: Any) -> dict[str, Any]:
+def make(
+    model: Path,
+    out: Path,
+    path: Path,
+    progress: Any = SILENT,
+    seed: int = 0,
+    evals: dict[str, Path] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
     out.mkdir(exist_ok=True, parents=True)
-    values = {"sources": [{"path": str(path)}], "num_calibration_samples": 12, "max_seq_length": 32, **settings}
-    return build(CalibrateSpec.model_validate(values), model=model, seed=seed, out=out, progress=progress)
+    # The model's folder has a tokenizer and no weights.
+    values = {"sources": [{"path": str(path)}], "max_seq_length": 256, "activations": None, **settings}
+    if "target_tokens" not in values:
+        values.setdefault("num_calibration_samples", 12)
+    return build(CalibrateSpec.model_validate(values), model=model, seed=seed, out=out, progress=progress, evals=evals)
+
+
+def chosen_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "calibration.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -184,8 +200,278 @@ def test_the_reference_model_brings_its_own_pool(tmp_path: Path) -> None:
     data.mkdir()
     (data / "calibration.jsonl").touch()
     assert source_paths(CalibrateSpec(), model=target) == [(data / "calibration.jsonl").resolve()]
+    assert traffic_path(CalibrateSpec(), model=target) is None
+    (data / "traffic.jsonl").touch()
+    assert traffic_path(CalibrateSpec(), model=target) == (data / "traffic.jsonl").resolve()
+    own = CalibrateSpec.model_validate({"sources": [{"path": "a.jsonl"}]})
+    assert traffic_path(own, model=target) is None, "the reference's traffic is not that of other data"
+    assert traffic_path(own.model_copy(update={"match": "t.jsonl"}), model=target, root=data) == data / "t.jsonl"
 
 
 def test_relative_sources_start_at_the_root(tmp_path: Path) -> None:
-    spec = CalibrateSpec.model_validate({"sources": [{"path": "a.jsonl"}, {"path": "/b.jsonl"}]})
-    assert source_paths(spec, model=tmp_path, root=tmp_path) == [tmp_path / "a.jsonl", Path("/b.jsonl")]
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "b.jsonl").touch()
+    spec = CalibrateSpec.model_validate({"sources": [{"path": "a.jsonl"}, {"path": str(tmp_path / "b.jsonl")}]})
+    assert source_paths(spec, model=tmp_path, root=tmp_path) == [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    with pytest.raises(DataError, match="no such calibration file"):
+        source_paths(CalibrateSpec.model_validate({"sources": [{"path": "c.jsonl"}]}), model=tmp_path, root=tmp_path)
+
+
+TEST_ITEM = {"id": "t1", "messages": [{"role": "user", "content": "question 17?"}], "expected": {"text": "Answer 17"}}
+
+
+@pytest.fixture
+def evals(write: Write) -> dict[str, Path]:
+    """A task whose only item is one of the pool's conversations, spelt differently."""
+    return {"exam": write(TEST_ITEM, name="exam.jsonl")}
+
+
+def test_a_test_item_in_the_set_is_an_error_that_names_both(
+    model: Path, pool: Path, evals: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        make(model, tmp_path / "out", pool, evals=evals, num_calibration_samples=40)
+    assert "pool.jsonl:18 and exam: t1 share question ('question 17')" in str(caught.value)
+    assert "contamination: drop" in caught.value.remedy
+    report = json.loads((tmp_path / "out" / "coverage.json").read_text())
+    assert report["contamination"]["verdict"] == "CONTAMINATED"
+    assert not (tmp_path / "out" / "tokens.safetensors").exists()
+
+
+def test_a_test_item_that_was_not_chosen_harms_nobody(
+    model: Path, pool: Path, evals: dict[str, Path], tmp_path: Path
+) -> None:
+    summary = make(model, tmp_path / "out", pool, evals=evals, num_calibration_samples=3, shuffle=False,
+                   coverage={"refuse": "never"})  # fmt: skip
+    assert (summary["contamination"], summary["contaminated"]) == ("CLEAN", 1)
+
+
+def test_test_items_may_be_left_out_warned_of_or_not_looked_for(
+    model: Path, pool: Path, evals: dict[str, Path], tmp_path: Path
+) -> None:
+    dropped = make(model, tmp_path / "drop", pool, evals=evals, num_calibration_samples=40, contamination="drop")
+    assert (dropped["samples"], dropped["contaminated"], dropped["contamination"]) == (39, 1, "CLEAN")
+    assert all(r["messages"][0]["content"] != "Question 17?" for r in chosen_of(tmp_path / "drop"))
+    progress = Notes()
+    make(model, tmp_path / "warn", pool, progress, evals=evals, num_calibration_samples=40, contamination="warn")
+    assert any("share text with test items" in note for note in progress.notes)
+    off = make(model, tmp_path / "off", pool, evals=evals, num_calibration_samples=40, contamination="off")
+    assert off["contamination"] == "not checked"
+
+
+def test_the_set_is_measured_against_traffic_and_test_items(
+    model: Path, pool: Path, write: Write, tmp_path: Path
+) -> None:
+    traffic = write(
+        *[item(n, "plain") for n in range(100, 108)], item(1, "greek", text="Καλημέρα σε όλους"), name="t.jsonl"
+    )
+    exam = write(item(1, "plain", text="Exam"), item(2, "tool", tool="tool_0", text="Exam"), name="exam.jsonl")
+    settings = {"match": str(traffic), "coverage": {"min_score": {"scripts": 0.95}}}
+    with pytest.raises(CoverageError) as caught:
+        make(model, tmp_path / "out", pool, evals={"exam": exam}, num_calibration_samples=20, **settings)
+    assert "scripts" in str(caught.value)
+    assert "Greek" in str(caught.value)
+    assert "too few of Greek" in caught.value.remedy or "Greek" in caught.value.remedy
+    text = json.loads((tmp_path / "out" / "coverage.json").read_text())["text"]
+    assert set(text["scripts"]["against"]) == {"traffic", "evals"}
+    assert text["scripts"]["missing"][0]["in_pool"] == 0
+    summary = make(model, tmp_path / "never", pool, num_calibration_samples=20, match=str(traffic),
+                   coverage={"refuse": "never"})  # fmt: skip
+    assert summary["coverage"] != "COVERED"
+
+
+def test_uncovered_may_be_told_from_thin(model: Path, pool: Path, write: Write, tmp_path: Path) -> None:
+    traffic = write(*[item(n, "plain" if n % 5 else "other") for n in range(10)], name="t.jsonl")
+    thin = {"match": str(traffic), "coverage": {"refuse": "uncovered", "min_score": {"kinds": 0.9}}}
+    assert make(model, tmp_path / "thin", pool, **thin)["coverage"] == "THIN"
+    refused = {"match": str(traffic), "coverage": {"refuse": "thin", "min_score": {"kinds": 0.9}}}
+    with pytest.raises(CoverageError, match=r"kinds 0\.80 of 0\.90 \(missing: other, 20 % of the traffic\)"):
+        make(model, tmp_path / "refused", pool, **refused)
+
+
+def test_fix_adds_what_the_sources_have(model: Path, write: Write, tmp_path: Path) -> None:
+    plain = [item(n, "plain") for n in range(60)]
+    path = write(
+        *plain, item(1, "greek", text="Καλημέρα σε όλους"), item(2, "greek", text="Καλημέρα"), item(3, "tool", tool="f")
+    )
+    traffic = write(*plain[:20], item(5, "greek", text="Γεια σας"), item(6, "tool", tool="f"), name="t.jsonl")
+    settings: dict[str, Any] = {
+        "match": str(traffic),
+        "selection": "random",
+        "num_calibration_samples": 4,
+        "shuffle": False,
+        "coverage": {"min_per_kind": 1, "min_score": {"scripts": 1.0, "tools": 1.0}},
+    }
+    with pytest.raises(CoverageError) as caught:
+        make(model, tmp_path / "thin", path, **settings)
+    assert "--fix" in caught.value.remedy
+    missing = json.loads((tmp_path / "thin" / "coverage.json").read_text())["text"]["scripts"]["missing"]
+    assert missing[0]["items"] == ["pool.jsonl:61", "pool.jsonl:62"]
+    settings["coverage"] |= {"fix": True}
+    progress = Notes()
+    summary = make(model, tmp_path / "fixed", path, progress, **settings)
+    assert summary["coverage"] == "COVERED"
+    assert 2 <= summary["added"] <= 6, "the few that are needed, not the whole pool"
+    assert summary["samples"] == 4 + summary["added"]
+    assert {"greek", "tool"} <= {r["kind"] for r in chosen_of(tmp_path / "fixed")}
+
+
+def test_fix_adds_no_test_item(model: Path, write: Write, tmp_path: Path) -> None:
+    plain = [item(n, "plain") for n in range(20)]
+    tested, other = (item(n, "greek", text=text) for n, text in ((1, "Καλημέρα σε"), (2, "Γεια σας από")))
+    path = write(*plain, tested, other)
+    exam = write({"id": "t", "messages": tested["messages"][:1], "expected": {"text": "Answer 1"}}, name="exam.jsonl")
+    coverage = {"fix": True, "min_per_kind": 1, "min_score": {"scripts": 1.0}}
+    settings: dict[str, Any] = {"num_calibration_samples": 4, "selection": "random", "shuffle": False}
+    make(model, tmp_path / "out", path, evals={"exam": exam}, coverage=coverage, **settings)
+    said = [record["messages"][0]["content"] for record in chosen_of(tmp_path / "out")]
+    assert other["messages"][0]["content"] in said
+    assert tested["messages"][0]["content"] not in said
+
+
+def test_a_budget_of_tokens(model: Path, pool: Path, tmp_path: Path) -> None:
+    summary = make(model, tmp_path / "out", pool, target_tokens=600, coverage={"min_per_kind": 1})
+    longest = max(summary["row_length"], 32)
+    assert 600 <= summary["tokens"] < 600 + longest
+    whole = make(model, tmp_path / "whole", pool, target_tokens=10**6)
+    assert whole["samples"] == 40
+    greedy = make(model, tmp_path / "greedy", pool, target_tokens=600, selection="coverage")
+    assert 600 - longest < greedy["tokens"] <= 600
+    with pytest.raises(ValidationError, match="not both"):
+        CalibrateSpec(target_tokens=5, num_calibration_samples=5)
+
+
+def test_coverage_chooses_the_same_every_time_and_keeps_the_minimum(model: Path, pool: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make(
+            model, tmp_path / name, pool, selection="coverage", num_calibration_samples=8, coverage={"min_per_kind": 3}
+        )
+    assert chosen_of(tmp_path / "a") == chosen_of(tmp_path / "b")
+    kinds = [record["kind"] for record in chosen_of(tmp_path / "a")]
+    assert kinds.count("tool") >= 3
+    assert kinds.count("plain") >= 3
+
+
+def test_sources_of_every_kind_in_one_set(model: Path, write: Write, tmp_path: Path) -> None:
+    (tmp_path / "doc.txt").write_text("A first paragraph, " * 10 + "\n\nand a second.\n")
+    request = {"messages": [{"role": "user", "content": "ping"}]}
+    log = {"request": request, "response": {"choices": [{"message": {"role": "assistant", "content": "pong"}}]}}
+    failed = {"request": request, "response": {"error": "no"}}
+    paths = [write(log, failed, name="log.jsonl"), tmp_path / "doc.txt"]
+    sources = [{"path": str(path), "kind": kind} for path, kind in zip(paths, ("chat", "prose"), strict=True)]
+    summary = make(model, tmp_path / "out", paths[0], sources=sources, coverage={"min_per_kind": 1}, max_seq_length=100)
+    assert summary["kinds"] == {"chat": 1, "prose": 2}
+    assert (summary["unanswered"], summary["truncated"]) == (1, 1)
+    kept = load_file(tmp_path / "out" / "tokens.safetensors")["input_ids"]
+    assert "<|im_start|>" not in load_tokenizer(model).decode(kept[0]), "a document is no chat"
+    assert [s["chosen"] for s in summary["sources"]] == [1, 2]
+
+
+@pytest.fixture
+def short_context(model: Path, tmp_path: Path) -> Path:
+    """A model with a context of 64 tokens."""
+    folder = tmp_path / "short"
+    shutil.copytree(model, folder)
+    (folder / "config.json").write_text('{"vocab_size": 320, "max_position_embeddings": 64}')
+    return folder
+
+
+def test_a_conversation_longer_than_the_context(short_context: Path, write: Write, tmp_path: Path) -> None:
+    path = write(item(1, "a"), item(2, "a", text="long " * 40), item(3, "a"))
+    rows: dict[str, Any] = {"max_seq_length": 64}
+    with pytest.raises(DataError, match=r"pool\.jsonl:2: messages: \d+ tokens, and the model's context is 64") as error:
+        make(short_context, tmp_path / "error", path, **rows)
+    assert "on_too_long: skip" in error.value.remedy
+    summary = make(short_context, tmp_path / "skip", path, on_too_long="skip", **rows)
+    assert (summary["samples"], summary["too_long"]) == (2, 1)
+    greedy = make(short_context, tmp_path / "greedy", path, on_too_long="skip", selection="coverage", **rows)
+    assert (greedy["samples"], greedy["too_long"]) == (2, 1)
+    assert make(short_context, tmp_path / "cut", path, on_too_long="truncate", **rows)["samples"] == 3
+    with pytest.raises(UsageError, match="max_seq_length is 128, and the model's context is 64 tokens"):
+        make(short_context, tmp_path / "rows", path, max_seq_length=128)
+
+
+def test_a_pool_of_which_nothing_is_left_says_why(short_context: Path, write: Write, tmp_path: Path) -> None:
+    long = item(2, "a", text="long " * 40)
+    path = write(long, long, "{")
+    with pytest.raises(DataError) as caught:
+        make(short_context, tmp_path / "out", path, max_seq_length=64, on_too_long="skip", on_bad_line="skip")
+    assert str(caught.value).endswith(
+        "nothing is left to calibrate with: 3 read, 1 unreadable, 1 repeated, 1 longer than the model's context"
+    )
+
+
+def test_the_loss_mask_marks_what_the_assistant_wrote(model: Path, pool: Path, tmp_path: Path) -> None:
+    summary = make(model, tmp_path / "out", pool, loss_mask="assistant", max_seq_length=256)
+    kept = load_file(tmp_path / "out" / "tokens.safetensors")
+    mask = kept["loss_mask"]
+    assert mask.shape == kept["input_ids"].shape
+    tokenizer = load_tokenizer(model)
+    said = tokenizer.decode(kept["input_ids"][mask == 1])
+    assert "Answer" in said
+    assert "Question" not in said
+    assert "assistant" not in said, "the template's header is not the assistant's"
+    assert said.count("<|im_end|>") >= summary["samples"], "the end of the turn is"
+    without = make(model, tmp_path / "plain", pool, max_seq_length=256)
+    assert "loss_mask" not in load_file(tmp_path / "plain" / "tokens.safetensors")
+    assert without["loss_tokens"] is None
+
+
+def test_a_template_that_rewrites_earlier_turns_has_no_loss_mask(pool: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rewrites"
+    template = (
+        "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
+        "{% for m in messages %}{{ loop.revindex }}{{ m.content }}{% endfor %}"
+    )
+    make_tokenizer(folder, template=template)
+    (folder / "config.json").write_text('{"vocab_size": 320}')
+    with pytest.raises(DataError, match="cannot tell the assistant's tokens"):
+        make(folder, tmp_path / "out", pool, loss_mask="assistant")
+
+
+def test_the_templates_own_marks_are_taken(pool: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "marks"
+    template = (
+        "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}A:{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}U:{{ m.content }}{% endif %}{% endfor %}"
+    )
+    make_tokenizer(folder, template=template)
+    (folder / "config.json").write_text('{"vocab_size": 320}')
+    make(folder, tmp_path / "out", pool, loss_mask="assistant", coverage={"refuse": "never"})
+    kept = load_file(tmp_path / "out" / "tokens.safetensors")
+    assert load_tokenizer(folder).decode(kept["input_ids"][kept["loss_mask"] == 1]).startswith("Answer")
+
+
+def test_the_card_says_what_the_set_is(model: Path, pool: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make(model, tmp_path / name, pool)
+    card = json.loads((tmp_path / "a" / "card.json").read_text())
+    assert (tmp_path / "a" / "card.json").read_bytes() == (tmp_path / "b" / "card.json").read_bytes()
+    assert card["settings"]["max_seq_length"] == 256
+    assert len(card["digest"]) == 64
+    text = (tmp_path / "a" / "card.md").read_text()
+    assert card["digest"] in text
+    assert f"| {pool} | 40 | 12 |" in text
+    again = make(model, tmp_path / "again", tmp_path / "a" / "calibration.jsonl", coverage={"refuse": "never"})
+    assert again["samples"] == 12, "a finished set is a source"
+
+
+def test_traffic_that_cannot_be_read_names_its_line(model: Path, pool: Path, write: Write, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"t\.jsonl:2: messages: expected a list"):
+        make(model, tmp_path / "out", pool, match=str(write(item(1, "a"), {"messages": 3}, name="t.jsonl")))
+    with pytest.raises(DataError, match=r"calibrate\.match: is empty"):
+        make(model, tmp_path / "out", pool, match=str(write(name="empty.jsonl")))
+
+
+def test_test_items_that_are_no_conversation_are_left_aside(
+    model: Path, pool: Path, write: Write, tmp_path: Path
+) -> None:
+    exam = write(
+        {"id": "x", "context": "other kinds of task"},
+        TEST_ITEM | {"id": "y", "messages": [{"role": "user", "content": "new"}]},
+        name="e.jsonl",
+    )
+    make(model, tmp_path / "out", pool, evals={"exam": exam}, coverage={"refuse": "never"})
+    report = json.loads((tmp_path / "out" / "coverage.json").read_text())
+    assert (report["contamination"]["items"], report["contamination"]["unusable_items"]) == (1, 1)

@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate.choose import choose, shares
-from calibrate.pool import Entry, Pool
+from calibrate.pool import Counts, Entry, Pool
 
 
 def pool(*sources: dict[str, int]) -> Pool:
+    """A source for each argument: so many entries of each kind, their prompts 1, 2, ... characters long."""
     entries = []
     for number, kinds in enumerate(sources):
         flat = [kind for kind, count in kinds.items() for _ in range(count)]
-        entries.append(tuple(Entry(number, n + 1, n, kind, ()) for n, kind in enumerate(flat)))
-    return Pool(tuple(Path(f"s{n}") for n in range(len(sources))), tuple(entries), 0)
+        entries.append(
+            tuple(Entry(number, Path(f"s{number}"), n + 1, n, kind, (), n + 1) for n, kind in enumerate(flat))
+        )
+    counted = tuple(Counter(kinds) for kinds in sources)
+    return Pool(tuple(f"s{n}" for n in range(len(sources))), tuple(entries), Counts(), counted, BytesIO())
 
 
 @given(
@@ -79,3 +84,30 @@ def test_the_stratified_choice_keeps_its_promises(kinds: dict[str, int], total: 
     least = {kind: min(at_least, size) for kind, size in kinds.items()}
     if sum(least.values()) <= total:
         assert all(counts[kind] >= n for kind, n in least.items())
+
+
+def test_shares_follow_the_whole_source_where_only_a_part_is_considered() -> None:
+    source = pool({"common": 50, "rare": 50})
+    source.kinds[0].update({"common": 950})  # the rest of the source, of which nothing is kept
+    kinds = Counter(e.kind for e in choose(source, [1], 21, seed=0, shuffle=True, at_least=0))
+    assert kinds == {"common": 20, "rare": 1}
+
+
+def test_the_traffic_says_how_many_of_each_kind_and_length() -> None:
+    source = pool({"a": 100, "b": 100})  # a: 1 to 100 characters, b: 101 to 200
+    traffic = {("a", "8-15"): 30, ("a", "64-127"): 10, ("b", "128-255"): 60, ("nobody", "1"): 5}
+    chosen = choose(source, [1], 20, seed=0, shuffle=True, at_least=0, by_length=True, traffic=traffic)
+    assert Counter((e.kind, e.bin) for e in chosen) == {("a", "8-15"): 6, ("a", "64-127"): 2, ("b", "128-255"): 12}
+
+
+def test_a_stratum_that_the_traffic_lacks_is_taken_last() -> None:
+    source = pool({"a": 5, "b": 100})
+    kinds = Counter(e.kind for e in choose(source, [1], 20, seed=0, shuffle=True, at_least=0, traffic={("a", "1"): 1}))
+    assert kinds == {"a": 5, "b": 15}
+
+
+def test_lengths_keep_their_share_within_a_kind() -> None:
+    chosen = choose(pool({"a": 127}), [1], 32, seed=0, shuffle=True, at_least=0, by_length=True)
+    # 64 of 127 prompts are 64 to 127 characters long, 32 are 32 to 63.
+    assert Counter(e.bin for e in chosen)["64-127"] in (16, 17)
+    assert Counter(e.bin for e in chosen)["32-63"] == 8

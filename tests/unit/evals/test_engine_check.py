@@ -89,7 +89,7 @@ def test_what_vllm_says(serve: Callable[[Any], Endpoint]) -> None:
 def test_an_engine_that_cannot_say_is_no_error_of_the_run(
     reply: Any, serve: Callable[[Any], Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evals.engine_check.BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr("evals.client.BACKOFF_SECONDS", 0.0)
     endpoint = serve(lambda *_: reply)
     with pytest.raises(EngineError, match="prompt log-prob"):
         engine_logprobs(endpoint, [[1, 2, 3]], 2, LIMITS)

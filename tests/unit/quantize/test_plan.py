@@ -21,6 +21,7 @@ def llama(layers: int, hidden: int, intermediate: int, vocab: int, kv: int) -> d
         at = f"model.layers.{n}"
         shapes |= {
             f"{at}.input_layernorm.weight": (hidden,),
+            f"{at}.post_attention_layernorm.weight": (hidden,),
             f"{at}.self_attn.q_proj.weight": (hidden, hidden),
             f"{at}.self_attn.k_proj.weight": (kv, hidden),
             f"{at}.self_attn.v_proj.weight": (kv, hidden),
@@ -128,15 +129,23 @@ def test_a_shard_that_is_missing_is_named(small: Path) -> None:
 def test_a_70b_shaped_model_is_planned_without_torch_in_seconds(tmp_path: Path) -> None:
     model = write_headers(tmp_path / "large", llama(80, 8192, 28672, 128256, 1024) | {"lm_head.weight": (128256, 8192)})
     code = (
-        "import sys; from pathlib import Path\n"
+        "import sys, time; from pathlib import Path\n"
+        "start = time.monotonic()\n"
+        "from quantize.kernels import Runtime\n"
         "from quantize.plan import plan; from quantize.spec import QuantizeSpec\n"
-        "got = plan(QuantizeSpec.model_validate({'methods': ['awq']}), model=Path(sys.argv[1]))\n"
+        "spec = QuantizeSpec.model_validate({'methods': ['awq']})\n"
+        "gpu = Runtime('cuda', '0.32.0', 90, tensor_parallel=2)\n"
+        "got = plan(spec, model=Path(sys.argv[1]), runtime=gpu, accelerator=True, memory=10**12)\n"
+        "assert got['mappings'][0]['mappings'][0]['layers'] == 80, got['mappings']\n"
+        "assert [k['kernel'] for k in got['kernels']] == ['MacheteLinearKernel'], got['kernels']\n"
+        "assert 1.4e11 < got['memory']['host_bytes'] < 1.6e11, got['memory']\n"
         "assert got['layers_quantized'] == 560 and got['bytes_before'] > 1.3e11, got\n"
         "heavy = {'torch', 'transformers', 'llmcompressor', 'compressed_tensors'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         # Not getrusage: its maximum is inherited from the process that started this one.
         "peak = next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM'))\n"
         "assert int(peak.split()[1]) < 1 << 20, peak\n"
+        "print(time.monotonic() - start, peak)\n"
     )
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=False)

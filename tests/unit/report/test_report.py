@@ -99,6 +99,38 @@ def test_thin_coverage_is_shown_from_what_the_failed_stage_left(make_run: Make) 
     assert facts.coverage[-1] == "too few of kind lookup: 1 of 8"
 
 
+def test_scores_of_coverage_are_a_table_and_what_is_missing_is_said(make_run: Make) -> None:
+    folder = make_run()
+    path = folder / "calibrate/coverage.json"
+    coverage = json.loads(path.read_text())
+    sides = {"against": {"traffic": 0.71, "evals": 1.0}, "open": False, "missing_count": 2}
+    gone = [
+        {"name": "Han|*", "share": 0.29, "against": "traffic", "in_pool": 4, "items": ["pool.jsonl:7"]},
+        {"name": "Thai", "share": 0.001, "against": "traffic", "in_pool": 0, "items": []},
+    ]
+    coverage["text"] = {
+        "scripts": {"score": 0.71, "threshold": 0.95, "verdict": "THIN", "missing": gone, **sides},
+        "tools": {"score": 0.0, "threshold": 0.0, "verdict": "COVERED", "missing": [], **sides, "open": True},
+    }
+    coverage["model"] = {"kv_range": {"score": 1.0, "threshold": 0.9, "verdict": "COVERED", "missing": []}}
+    hit = {"conversation": "pool.jsonl:3", "item": "exam: t1", "how": "question", "text": "what"}
+    coverage["contamination"] = {"verdict": "CONTAMINATED", "items": 9, "found": [hit]}
+    path.write_text(json.dumps(coverage))
+    facts = collect(folder)
+    assert facts.coverage_dimensions is not None
+    assert facts.coverage_dimensions.rows == (
+        ("scripts", "0.710", "0.95", "THIN", "traffic 0.710, evals 1.000"),
+        ("tools", "0.000", "0.00", "measured only", "traffic 0.710, evals 1.000"),
+        ("kv range", "1.000", "0.90", "COVERED", ""),
+    )
+    assert "missing of scripts: Han|*, 29.0 % of the traffic; 4 in the sources, e.g. pool.jsonl:7" in facts.coverage
+    assert "missing of scripts: Thai, 0.1 % of the traffic; none in the sources" in facts.coverage
+    assert "pool.jsonl:3 and exam: t1 share question: what" in facts.coverage
+    text = write_report(folder).read_text()
+    assert "| scripts | 0.710 |" in text
+    assert "Han\\|\\*" in text, "names from data are no markup"
+
+
 def test_no_state_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         collect(tmp_path)
@@ -154,3 +186,27 @@ def test_more_tools_may_cost_nothing(make_run: Make) -> None:
     assert facts.tool_counts is not None
     assert facts.tool_counts.notes[0] == "tool_count, baseline: call_match does not fall with more tools."
     assert facts.failures is None
+
+
+def test_what_the_quantizer_measured(make_run: Make) -> None:
+    folder = make_run()
+    path = folder / "quantize" / "result.json"
+    result = json.loads(path.read_text())
+    note = "the KV cache of model.layers.0.self_attn has a scale of 1, as if it was never calibrated"
+    result["summary"] |= {
+        "layers": {"weight_error": {"mean": 0.11, "worst": [{"name": "model.layers.0.q", "weight_error": 0.2}]}},
+        "details": {
+            "kv_cache": {
+                "saturated_share": {"k": 0.0, "v": 0.0125},
+                "worst": {"name": "model.layers.7.self_attn", "saturated_share": 0.5},
+            }
+        },
+        "notes": [note, "something else"],
+    }
+    path.write_text(json.dumps(result))
+    facts = collect(folder)
+    assert "relative error of a layer's weights: mean 0.11, most 0.2 in model.layers.0.q" in facts.saves
+    (cache,) = [line for line in facts.saves if line.startswith("KV cache in FP8")]
+    assert "0.00 % of keys and 1.25 % of values" in cache
+    assert "50.00 % in model.layers.7.self_attn" in cache
+    assert facts.caveats == [note]

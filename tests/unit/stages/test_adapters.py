@@ -81,6 +81,15 @@ def inputs(tmp_path: Path) -> Inputs:
     )
 
 
+def task_of(tmp_path: Path) -> Path:
+    """The evaluation's only task, `t`; the file of its items."""
+    folder = tmp_path / "evals" / "tasks"
+    folder.mkdir(parents=True)
+    (folder / "t.yaml").write_text("task: t\nitems: t.jsonl\nscorer: exact_match\n")
+    (tmp_path / "t.jsonl").touch()
+    return tmp_path / "t.jsonl"
+
+
 def out_of(tmp_path: Path) -> Path:
     out = tmp_path / "out.tmp"
     out.mkdir()
@@ -97,10 +106,23 @@ def test_the_table_names_modules_and_packages_that_exist() -> None:
             import_module(package)
 
 
-def test_calibrate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
-    fake = double("calibrate.build:build", {"samples": 3})
+def test_calibrate(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def build(_spec: CalibrateSpec, **arguments: Any) -> dict[str, Any]:
+        items = {name: path.read_text() for name, path in arguments["evals"].items()}
+        seen.update(arguments, items=items)
+        return {"samples": 3}
+
+    monkeypatch.setattr("calibrate.build.build", build)
+    item = {"id": "a", "messages": [{"role": "user", "content": "?"}], "expected": {"text": "yes"}}
+    task_of(tmp_path).write_text(json.dumps(item) + "\n")
     assert calibrate.run(CalibrateSpec(), inputs, out_of(tmp_path)).summary == {"samples": 3}
-    assert (fake.arguments["seed"], fake.arguments["root"]) == (7, tmp_path)
+    assert (seen["seed"], seen["root"]) == (7, tmp_path)
+    assert {name: json.loads(text) for name, text in seen["items"].items()} == {"t": item}
+    blind = CalibrateSpec.model_validate({"contamination": "off", "coverage": {"evals": False}})
+    calibrate.run(blind, inputs, tmp_path / "out.tmp")
+    assert seen["items"] == {}
 
 
 def test_calibrate_is_skipped_where_nobody_looks_at_data(inputs: Inputs) -> None:
@@ -113,12 +135,20 @@ def test_calibrate_is_skipped_where_nobody_looks_at_data(inputs: Inputs) -> None
 
 
 def test_calibration_sources_are_data_and_must_exist(inputs: Inputs, tmp_path: Path) -> None:
+    items = task_of(tmp_path)
     spec = CalibrateSpec.model_validate({"sources": [{"path": "pool.jsonl"}]})
     with pytest.raises(DataError, match="no such calibration file"):
         calibrate.data_files(spec, inputs)
     (tmp_path / "pool.jsonl").write_text("x" * 399 + "\n")
-    assert calibrate.data_files(spec, inputs) == [tmp_path / "pool.jsonl"]
+    assert calibrate.data_files(spec, inputs) == [tmp_path / "pool.jsonl", tmp_path / "evals/tasks/t.yaml", items]
     assert calibrate.expected_tokens(spec, inputs) == spec.num_calibration_samples * 100
+    matched = spec.model_copy(update={"match": "traffic.jsonl", "target_tokens": 5000})
+    with pytest.raises(DataError, match=r"calibrate\.match: no such file"):
+        calibrate.data_files(matched, inputs)
+    (tmp_path / "traffic.jsonl").touch()
+    names = ("pool.jsonl", "traffic.jsonl", "evals/tasks/t.yaml", "t.jsonl")
+    assert calibrate.data_files(matched, inputs) == [tmp_path / name for name in names]
+    assert calibrate.expected_tokens(matched, inputs) == 5000
 
 
 def test_quantize(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:

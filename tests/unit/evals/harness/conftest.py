@@ -24,15 +24,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("tiny"), dtype="float32")
 
 
+def network(model: Path) -> Any:
+    """The checkpoint as transformers loads it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(model))
+
+
 class Completions:
     """`/v1/completions` for token ids, computed with transformers. `script` may answer a request in its place."""
 
     def __init__(self, model: Path) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(str(model))
-        self.network = AutoModelForCausalLM.from_pretrained(str(model)).eval()
+        self.network = network(model).eval()
         self.bodies: list[dict[str, Any]] = []
         self.faults: list[tuple[int, Any]] = []
         lock = threading.Lock()

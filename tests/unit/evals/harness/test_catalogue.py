@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from evals.harness import catalogue
-from evals.harness.catalogue import data_files, fingerprint, metric_problem, read
-from evals.harness.loading import check_served, load
+from evals.harness.catalogue import check_served, data_files, fingerprint, metric_problem, read
+from evals.harness.loading import load
 from evals.harness.spec import LmEvalSpec
 from sqtool.errors import DataError, UsageError
 from tests.unit.evals.harness.conftest import ROOT, TASKS
@@ -156,7 +156,7 @@ def test_a_task_twice(project: Path) -> None:
 def test_a_server_cannot_search_beams(project: Path) -> None:
     given = spec("lookup_text", gen_kwargs={"num_beams": 4})
     with pytest.raises(DataError, match="a server cannot generate with num_beams"):
-        check_served(given, load(given, project))
+        check_served(given, read(given, project))
 
 
 def test_data_are_relative_to_the_project_root(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
+from evals.engines.hf import HfEngine
 from evals.harness.in_process import InProcess
 from evals.harness.run import run
 from evals.harness.spec import LmEvalSpec
-from evals.spec import EvaluateSpec
+from evals.run import evaluate
+from evals.spec import EngineSpec, EvaluateSpec
 from sqtool.errors import InfrastructureError
 from sqtool.gate.records import load as gate_load
 from sqtool.gate.records import task_files
-
-ROOT = Path(__file__).parents[4]
-TASKS = "tests/lm_eval_tasks"
+from sqtool.progress import SILENT
+from tests.unit.evals.harness.conftest import ROOT, TASKS, network
 
 
 def spec(*tasks: str, **more: Any) -> EvaluateSpec:
@@ -29,7 +30,7 @@ def spec(*tasks: str, **more: Any) -> EvaluateSpec:
 
 @pytest.fixture(scope="module")
 def lm(tiny: Path) -> InProcess:
-    return InProcess(tiny, device="cpu")
+    return InProcess(network(tiny), batch_size=16)
 
 
 def rows(out: Path, task: str) -> list[dict[str, Any]]:
@@ -155,7 +156,7 @@ class Counting(InProcess):
     """Counts what it is asked, and fails at a kind of request."""
 
     def __init__(self, model: Path, fail: bool = False) -> None:
-        super().__init__(model, device="cpu")
+        super().__init__(network(model), batch_size=16)
         self.asked: list[str] = []
         self.fail = fail
 
@@ -209,3 +210,24 @@ def test_the_bar_counts_requests_and_lm_evals_own_stay_off_the_screen(
     shown = capfd.readouterr()
     assert (shown.out, shown.err) == ("", "")
     assert "Running loglikelihood requests" in (tmp_path / "lm_eval.log").read_text()
+
+
+def test_the_engine_in_process_is_asked_with_the_model_that_it_has(tiny: Path, tmp_path: Path) -> None:
+    """Through `evaluate`: one copy of the weights, and lm-eval generates with the checkpoint's own end tokens."""
+    engine = EngineSpec(kind="hf", device="cpu", dtype="float32", batch_size=16)
+    summary = evaluate(spec("lookups", limit=6), engine, model=tiny, root=ROOT, out=tmp_path)
+    assert summary["engine"]["engine"] == "transformers"
+    alone = tmp_path / "alone"
+    known = run(spec("lookups", limit=6), InProcess(network(tiny), batch_size=16), root=ROOT, out=alone, key="k")
+    for task in known:
+        assert summary["tasks"][task]["metrics"] == known[task]["metrics"]
+        assert rows(tmp_path, task) == rows(alone, task)
+
+
+def test_it_generates_with_the_checkpoints_own_settings(tiny: Path, tmp_path: Path) -> None:
+    """Where the engine's own answers must not: without the end tokens, HFLM's batches run on behind them."""
+    section = EngineSpec(kind="hf", device="cpu", dtype="float32")
+    with HfEngine(section, model=tiny, out=tmp_path, root=ROOT, progress=SILENT) as engine:
+        with engine.as_stored() as model:
+            assert model.generation_config.eos_token_id == 2
+        assert model.generation_config.eos_token_id is None

@@ -1,0 +1,1 @@
+"""What runs in environments of other quantizers; sqtool imports nothing of it (see `quantize.backends.external`)."""
