@@ -49,7 +49,7 @@ SERVED: dict[str, list[Any]] = {
     # Processors without VNNI add products of INT8 in 16 bits.
     "w8a8": ["smoothquant", {"gptq": {"scheme": "W8A8", "reduce_range": True}}],
 }
-LONGEST_REASON = 110
+LONGEST_REASON = 240
 ALIKE = 0.75
 """Mean cosine similarity of logits. Four bits on random weights leave 0.83 and more, weights read wrongly below 0.5."""
 
@@ -133,7 +133,7 @@ def main() -> None:
                 back.append(read_back(model, root / name / method / "checkpoint") if found == "yes" else "-")
                 print(f"{method} {name}: {found}, {back[-1]}", file=sys.stderr, flush=True)
                 if found != "yes":
-                    reasons.append(f"{method} on {name}: {found}.")
+                    reasons.append(f"{method} on {name}: {found}")
                     found = f"no ({len(reasons)})"
                 cells.append(found)
             rows.append((method, *cells))

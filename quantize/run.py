@@ -110,7 +110,8 @@ def _tokens(spec: QuantizeSpec, calibration: Path | None) -> Path | None:
     if not spec.needs_calibration:
         return None
     if calibration is None:
-        names = ", ".join(s.method.name for s in spec.methods if s.method.needs_calibration)
+        asking = [s.method.name for s in spec.methods if s.method.needs_calibration]
+        names = ", ".join(asking) or "layer_report: outputs"
         raise UsageError(f"{names} needs calibration data and none was given", remedy="Add a calibrate section.")
     path = calibration / TOKENS if calibration.is_dir() else calibration
     if not path.is_file():

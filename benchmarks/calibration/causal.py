@@ -186,8 +186,10 @@ def table(method: str, results: list[dict[str, Any]]) -> None:
         parts = []
         for inside in (True, False):
             chosen = [i for i, (r, kind) in enumerate(pairs) if (kind in HELD_OUT[r["stratum"]]) is inside]
-            one = spearmanr([guess[i] for i in chosen], [loss[i] for i in chosen]).statistic
-            parts.append("-" if np.isnan(one) else f"{one:.2f}")
+            some = [guess[i] for i in chosen]
+            # Held-out kinds have no tokens at all: nothing to rank.
+            rank = spearmanr(some, [loss[i] for i in chosen]).statistic if len(set(some)) > 1 else None
+            parts.append("-" if rank is None else f"{rank:.2f}")
         print(f"| {name} | {whole.statistic:.2f} | {whole.pvalue:.2g} | " + " | ".join(parts) + " |")
     inside = [x for x, (r, kind) in zip(loss, pairs, strict=True) if kind in HELD_OUT[r["stratum"]]]
     outside = [x for x, (r, kind) in zip(loss, pairs, strict=True) if kind not in HELD_OUT[r["stratum"]]]

@@ -202,6 +202,9 @@ def test_a_method_that_needs_data_says_so(tiny_model: Path, tmp_path: Path) -> N
         run(["awq"], tiny_model, None, tmp_path)
     with pytest.raises(UsageError, match="there is no"):
         run(["awq"], tiny_model, tmp_path / "nowhere", tmp_path)
+    spec = QuantizeSpec.model_validate({"methods": ["rtn"], "layer_report": "outputs"})
+    with pytest.raises(UsageError, match="layer_report: outputs needs calibration data"):
+        quantize(spec, model=tiny_model, calibration=None, seed=0, out=tmp_path, progress=SILENT)
 
 
 def test_nan_in_the_weights_stops_with_the_layers_name(tmp_path: Path) -> None:
