@@ -13,7 +13,12 @@ from tests.unit.quantize.test_plan import llama
 
 RECIPE = """
 model: model
-calibrate: {{sources: [{{path: data.jsonl}}], num_calibration_samples: 4, contamination: "off", activations: null, coverage: {{evals: false}}}}
+calibrate:
+  sources: [{{path: data.jsonl}}]
+  num_calibration_samples: 4
+  contamination: "off"
+  activations: null
+  coverage: {{evals: false}}
 quantize: {{{quantize}}}
 """
 
