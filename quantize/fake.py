@@ -47,6 +47,12 @@ def fake_quantize(
         raise UsageError(f"bits must be from 2 to 8, not {bits}")
     model = read_model(model_folder)
     layers = select(model.linears, targets, ignore, where="fake_quantize")
+    stacked = next((x for x in layers if x.stacked), None)
+    if stacked is not None:
+        raise UsageError(
+            f"{stacked.name} is part of a tensor that holds all experts, which is not taken apart here",
+            remedy="Leave the experts out with ignore, or quantize without simulate.",
+        )
     odd = [x for x in layers if x.columns % group_size]
     if odd:
         raise UsageError(

@@ -67,6 +67,8 @@ class Shape:
 
     rows: int
     columns: int
+    parts: tuple[int, ...] = ()
+    """Output features of each layer that was merged into this one; empty for one that stands alone."""
 
 
 def kernel(scheme: Scheme, shape: Shape, runtime: Runtime) -> Kernel:
@@ -87,9 +89,9 @@ def kind(scheme: Scheme) -> str:
         return "weight-only"
     if scheme.type == "int":
         return "int8"
-    if getattr(scheme, "block", None):
+    if scheme.block:
         return "fp8-block"
-    return "fp8-static" if getattr(scheme, "per_tensor", False) else "fp8-dynamic"
+    return "fp8-static" if scheme.calibrated else "fp8-dynamic"
 
 
 # ---------------------------------------------------------------------------------------------------------- CUDA
@@ -143,9 +145,22 @@ def _cuda_fp8(_scheme: Scheme, _shape: Shape, runtime: Runtime) -> Kernel:
     return Kernel("runs", "CutlassFP8ScaledMMLinearKernel")
 
 
-def _cuda_fp8_block(_scheme: Scheme, _shape: Shape, runtime: Runtime) -> Kernel:
+def _cut_blocks(scheme: Scheme, shape: Shape, runtime: Runtime) -> Kernel | None:
+    """A kernel's failure where blocks do not fit the merged or divided layer (`validate_fp8_block_shape`)."""
+    assert scheme.block is not None
+    rows, columns = scheme.block
+    divided = runtime.tensor_parallel > 1
+    parts = (shape.parts or (shape.rows,)) if divided else shape.parts[:-1]
+    if any(part % rows for part in parts) or (divided and shape.columns % columns):
+        return Kernel("fails", reason=f"blocks of {rows} x {columns} do not fit the parts of the layer as vLLM has it")
+    return None
+
+
+def _cuda_fp8_block(scheme: Scheme, shape: Shape, runtime: Runtime) -> Kernel:
     if _capability(runtime) < TURING:
         return _too_old(runtime, TURING)
+    if (cut := _cut_blocks(scheme, shape, runtime)) is not None:
+        return cut
     if _capability(runtime) < HOPPER:
         return _marlin_fp8("CUTLASS has FP8 blocks from Hopper on: activations stay in 16 bits")
     return Kernel("runs", "CutlassFp8BlockScaledMMKernel")
@@ -213,9 +228,11 @@ def _cpu_fp8_static(_scheme: Scheme, _shape: Shape, _runtime: Runtime) -> Kernel
     return Kernel("fails", reason="static FP8 activations need a GPU: use FP8_DYNAMIC on a CPU")
 
 
-def _cpu_fp8_block(_scheme: Scheme, _shape: Shape, runtime: Runtime) -> Kernel:
+def _cpu_fp8_block(scheme: Scheme, shape: Shape, runtime: Runtime) -> Kernel:
     if "amx_tile" not in runtime.flags:
         return Kernel("fails", reason="FP8 blocks on a CPU need AMX")
+    if (cut := _cut_blocks(scheme, shape, runtime)) is not None:
+        return cut
     return Kernel("fallback", "CPUFp8BlockScaledMMKernel", "activations stay in 16 bits")
 
 

@@ -20,6 +20,8 @@ from sqtool.files import read_json
 EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|embeddings?|wte|wpe|tok_embeddings|word_embeddings|embed_in|shared)$")
 ROUTERS = r"re:.*\.(gate|router|shared_expert_gate)$"
 """What sends tokens to experts: tiny, sensitive, and in 16 bits to every runtime, so no method quantizes it."""
+STACKED = re.compile(r"^(.*\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?$")
+"""All experts of a layer in one three-dimensional tensor, as GPT-OSS has them in its files."""
 FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
 
 
@@ -32,6 +34,8 @@ class Linear:
     columns: int
     tied: bool = False
     """The output head of a model with tied embeddings: it has no weight of its own in the files."""
+    stacked: bool = False
+    """One expert's part of a tensor that holds all of them."""
 
     @property
     def weights(self) -> int:
@@ -75,11 +79,29 @@ def read_model(folder: Path) -> Model:
         and t.dtype in FLOATS
         and not EMBEDDINGS.search(name := t.name.removesuffix(".weight"))
     }
+    for tensor in tensors.values():
+        linears |= {linear.name: linear for linear in _experts(tensor, config)}
     if config.get("tie_word_embeddings") and "lm_head" not in linears:
         head = next((t for t in tensors.values() if EMBEDDINGS.search(t.name.removesuffix(".weight"))), None)
         if head is not None and len(head.shape) == 2:
             linears["lm_head"] = Linear("lm_head", head.shape[0], head.shape[1], tied=True)
     return Model(config, tensors, linears)
+
+
+def _experts(tensor: Tensor, config: Mapping[str, Any]) -> list[Linear]:
+    """The linear layers in a tensor of stacked experts; none where it is something else."""
+    found = STACKED.match(tensor.name)
+    if found is None or len(tensor.shape) != 3 or tensor.dtype not in FLOATS:
+        return []
+    experts, first, second = tensor.shape
+    # Either way round: the side that is as wide as the hidden states tells.
+    inner = second if first == int(config.get("hidden_size") or 0) else first
+    hidden = first + second - inner
+    prefix, name = found.groups()
+    if name == "down_proj":
+        return [Linear(f"{prefix}.{n}.down_proj", hidden, inner, stacked=True) for n in range(experts)]
+    parts = ("gate_proj", "up_proj")
+    return [Linear(f"{prefix}.{n}.{p}", inner // 2, hidden, stacked=True) for n in range(experts) for p in parts]
 
 
 def matches(name: str, pattern: str) -> bool:

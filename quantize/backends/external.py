@@ -21,6 +21,7 @@ from typing import Any
 from quantize.backends.base import Job, Outcome
 from quantize.backends.environments import folder, python
 from quantize.headers import PICKLES, weight_files
+from quantize.layers import read_model
 from sqtool.errors import InfrastructureError, UsageError
 from sqtool.files import read_json, write_json
 from sqtool.progress import Progress
@@ -54,7 +55,18 @@ class External:
             result = read_json(work / "result.json")
             with progress.task("quantize: write the checkpoint"):
                 layers = adopt(work / "out", job.model, job.out)
-        return Outcome(result["versions"], layers, notes=result["notes"])
+        linears = read_model(job.model).linears
+        weights = sum(linears[name].weights for name in layers if name in linears)
+        return Outcome(result["versions"], layers, weights, [*result["notes"], *self._overlooked(job)])
+
+    def _overlooked(self, job: Job) -> list[str]:
+        """What the recipe asks for and this quantizer knows nothing of."""
+        from safetensors import safe_open
+
+        assert job.tokens is not None
+        with safe_open(job.tokens, framework="np") as opened:
+            masked = "loss_mask" in opened.keys()  # noqa: SIM118 - not a dict
+        return [f"{self.name} looks at all tokens, calibrate.loss_mask or not"] if masked else []
 
     def _spec(self, job: Job, work: Path) -> dict[str, Any]:
         (method,) = job.methods

@@ -6,7 +6,9 @@ them with the installed library. They are repeated here so that `plan` needs no 
 
 from __future__ import annotations
 
+from collections.abc import Mapping as Config
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -225,9 +227,51 @@ DYNAMIC = frozenset(
 """Those whose mappings llm-compressor makes from the loaded model."""
 
 
-def known(method: str, architecture: str) -> Mappings | None:
-    """The library's mappings for `awq` or `smoothquant`; None where it makes them from the loaded model."""
+# Where llm-compressor is wrong, as `quantize.backends.mappings` mends it (a contract test compares them).
+MENDED_SMOOTHQUANT: dict[str, Mappings] = _table(
+    (
+        "Gemma2ForCausalLM Gemma3ForCausalLM Gemma3ForConditionalGeneration",
+        ("input_layernorm$", "q_proj$ k_proj$ v_proj$"),
+        ("pre_feedforward_layernorm$", "gate_proj$ up_proj$"),
+    ),
+    ("GptOssForCausalLM", ("input_layernorm$", "q_proj$ k_proj$ v_proj$")),
+)
+MENDED_AWQ: dict[str, Mappings] = {
+    "MixtralForCausalLM": AWQ["Qwen3MoeForCausalLM"],
+    **_table(
+        (
+            "GptOssForCausalLM",
+            ("input_layernorm$", "q_proj$ k_proj$ v_proj$"),
+            ("v_proj$", "o_proj$"),
+            ("post_attention_layernorm$", "mlp.router$ gate_proj$ up_proj$"),
+        )
+    ),
+}
+
+
+def _deepseek(dense: int, layers: int) -> Mappings:
+    """DeepSeek-V3 begins with `dense` layers that have no router."""
+    found = [m for m in AWQ["DeepseekV3ForCausalLM"] if "post_attention" not in m.smooth]
+    for numbers, routers in ((range(dense), ()), (range(dense, layers), ("mlp.gate$",))):
+        if numbers:
+            at = rf"re:.*layers\.({'|'.join(map(str, numbers))})\."
+            readers = tuple(at + name for name in (*routers, ".*gate_proj$", ".*up_proj$"))
+            found.append(Mapping(at + "post_attention_layernorm$", readers))
+    return tuple(found)
+
+
+def known(method: str, architecture: str, config: Config[str, Any]) -> tuple[Mappings | None, str]:
+    """The mappings that `awq` or `smoothquant` will use (None where llm-compressor makes them from the loaded model),
+    and whose they are."""
     if architecture in DYNAMIC:
-        return None
-    table = AWQ if method == "awq" else SMOOTHQUANT
-    return table.get(architecture, table[DEFAULT])
+        return None, "made by llm-compressor from the loaded model"
+    mended, table = (MENDED_AWQ, AWQ) if method == "awq" else (MENDED_SMOOTHQUANT, SMOOTHQUANT)
+    ours = f"sqtool's for {architecture}, where llm-compressor's are wrong"
+    if method == "awq" and architecture == "DeepseekV3ForCausalLM":
+        layers, dense = int(config["num_hidden_layers"]), int(config.get("first_k_dense_replace") or 0)
+        return _deepseek(dense, layers), ours
+    if architecture in mended:
+        return mended[architecture], ours
+    if architecture in table:
+        return table[architecture], f"llm-compressor's for {architecture}"
+    return table[DEFAULT], f"llm-compressor's default, as it does not know {architecture}"

@@ -94,4 +94,6 @@ def _shape(layers: Sequence[Linear], runtime: Runtime, name: str) -> Shape:
             f"{name}: {divided} features cannot be divided over engine.tensor_parallel_size {parts} GPUs",
             remedy="Use a size that divides them.",
         )
-    return Shape(rows, columns // parts) if by_columns else Shape(rows // parts, columns)
+    if by_columns:
+        return Shape(rows, columns // parts)
+    return Shape(rows // parts, columns, tuple(x.rows // parts for x in layers) if len(layers) > 1 else ())

@@ -10,8 +10,8 @@ from typing import Any
 
 from quantize.layers import Linear, Model
 from quantize.methods.base import MethodSpec
-from quantize.preflight.mappings import AWQ, SMOOTHQUANT, Mappings, known
 from quantize.preflight.mappings import Mapping as Smoothing
+from quantize.preflight.mappings import Mappings, known
 from sqtool.errors import UsageError, did_you_mean
 
 BLOCK = re.compile(r"^(.*?\.?(?:layers|h|blocks|block)\.\d+)\.")
@@ -75,16 +75,11 @@ def resolve_mappings(method: MethodSpec, model: Model, *, where: str) -> Resolve
     if method.name not in ("awq", "smoothquant"):
         return None
     own = _own(getattr(method, "mappings", None))
-    table = AWQ if method.name == "awq" else SMOOTHQUANT
-    mappings = own if own is not None else known(method.name, model.architecture)
+    mappings, source = (
+        (own, "the recipe's own") if own is not None else known(method.name, model.architecture, model.config)
+    )
     if mappings is None:
-        return Resolved(method.name, "made by llm-compressor from the loaded model", ())
-    if own is not None:
-        source = "the recipe's own"
-    elif model.architecture in table:
-        source = f"llm-compressor's for {model.architecture}"
-    else:
-        source = f"llm-compressor's default, as it does not know {model.architecture}"
+        return Resolved(method.name, source, ())
     names = _modules(model)
     if own is not None:
         _check_patterns(own, names, where)
@@ -107,7 +102,7 @@ def _own(given: Any) -> Mappings | None:
 
 def _modules(model: Model) -> list[str]:
     """Names of modules that have tensors, as the loaded model calls them."""
-    names = dict.fromkeys(name.rsplit(".", 1)[0] for name in model.tensors)
+    names = dict.fromkeys([*(name.rsplit(".", 1)[0] for name in model.tensors), *model.linears])
     if any(".block_sparse_moe.experts." in name for name in names):
         return [_loaded_name(name) for name in names]
     return list(names)

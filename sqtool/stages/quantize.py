@@ -49,11 +49,12 @@ def _experts(spec: QuantizeSpec, inputs: Inputs) -> None:
     folder = inputs.folders.get("calibrate")
     if folder is None:
         return
-    wanted = getattr(inputs.sections["calibrate"], "activations", None)
+    samples = inputs.sections["calibrate"]
+    assert isinstance(samples, CalibrateSpec)
     for warning in check_experts(
         folder / "coverage.json",
-        minimum=getattr(wanted, "min_tokens_per_expert", 0),
-        calibrate_all_experts=getattr(spec, "calibrate_all_experts", True),
+        minimum=samples.activations.min_tokens_per_expert if samples.activations is not None else 0,
+        calibrate_all_experts=spec.calibrate_all_experts,
     ):
         inputs.progress.note(f"quantize: {warning}")
 

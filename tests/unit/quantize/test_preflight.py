@@ -124,17 +124,41 @@ def test_own_mappings_are_checked(small: Path) -> None:
 
 
 def test_a_mapping_that_is_whole_in_some_layers_only_is_an_error(tmp_path: Path) -> None:
-    """DeepSeek-V3 begins with dense layers, which have no router for the mapping's `mlp.gate`."""
+    """Some mixtures begin with dense layers, which have no router for a mapping's `mlp.gate`."""
     mixed = write_headers(tmp_path / "mixed", moe(3, 4, dense=1), architectures=["Qwen3MoeForCausalLM"])
     awq = spec({"awq": {"ignore": ["lm_head", "re:.*mlp\\.gate$"]}})
     got = plan(awq, model=mixed)
     # In the dense layer there are no experts either: the mapping is simply not there.
     assert got["mappings"][0]["mappings"][2]["layers"] == 2
-    config = json.loads((mixed / "config.json").read_text())
-    shapes = moe(3, 4, dense=1) | {"model.layers.0.self_attn.q_a_proj.weight": (256, 256)}
-    deepseek = write_headers(tmp_path / "ds", shapes, **{**config, "architectures": ["DeepseekV3ForCausalLM"]})
-    with pytest.raises(UsageError, match=r"in model\.layers\.0 nothing matches re:\.\*mlp\.gate\$"):
-        plan(awq, model=deepseek)
+    own = {"smooth_layer": "re:.*post_attention_layernorm$", "balance_layers": ["re:.*mlp\\.gate$", "re:.*up_proj$"]}
+    with pytest.raises(UsageError, match=r"in model\.layers\.0 nothing matches re:\.\*mlp"):
+        plan(spec({"awq": {"mappings": [own]}}), model=mixed)
+
+
+def test_deepseek_has_mappings_for_both_kinds_of_its_layers(tmp_path: Path) -> None:
+    config = {"architectures": ["DeepseekV3ForCausalLM"], "num_hidden_layers": 3, "first_k_dense_replace": 1}
+    deepseek = write_headers(tmp_path / "ds", moe(3, 4, dense=1), **config)
+    (got,) = plan(spec("awq"), model=deepseek)["mappings"]
+    found = {m["smooth"]: m["layers"] for m in got["mappings"] if "post_attention" in m["smooth"]}
+    assert list(found.values()) == [1, 2]
+    assert got["source"].startswith("sqtool's for DeepseekV3ForCausalLM")
+
+
+def test_stacked_experts_are_the_layers_that_they_become(tmp_path: Path) -> None:
+    """GPT-OSS: all experts in one tensor, transposed."""
+    shapes = llama(1, 256, 512, 512, 128)
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        del shapes[f"model.layers.0.mlp.{name}.weight"]
+    experts = "model.layers.0.mlp.experts"
+    shapes |= {f"{experts}.gate_up_proj": (4, 256, 1024), f"{experts}.down_proj": (4, 512, 256)}
+    shapes["model.layers.0.mlp.router.weight"] = (4, 256)
+    model = write_headers(tmp_path / "m", shapes, architectures=["GptOssForCausalLM"], hidden_size=256)
+    linears = read_model(model).linears
+    assert (linears[f"{experts}.3.up_proj"].rows, linears[f"{experts}.3.up_proj"].columns) == (512, 256)
+    assert (linears[f"{experts}.0.down_proj"].rows, linears[f"{experts}.0.down_proj"].columns) == (256, 512)
+    got = plan(spec("rtn"), model=model)
+    assert got["layers_quantized"] == 4 + 3 * 4
+    assert got["bytes_after"] < 0.45 * got["bytes_before"]
 
 
 def test_mixtral_is_looked_for_under_the_names_of_the_loaded_model(tmp_path: Path) -> None:
@@ -146,7 +170,7 @@ def test_mixtral_is_looked_for_under_the_names_of_the_loaded_model(tmp_path: Pat
     method = spec("awq").methods[0].method
     resolved = resolve_mappings(method, model, where="methods.0.awq")
     assert resolved is not None
-    assert [found.layers for found in resolved.found] == [2, 0, 2, 2]
+    assert [(found.layers, found.skipped) for found in resolved.found] == [(2, 0), (0, 2), (2, 0), (2, 0)]
     assert resolve_mappings(GptqSpec(), model, where="methods.0.gptq") is None
 
 
