@@ -134,7 +134,8 @@ def main() -> int:
     args = parser.parse_args()
     seen: dict[str, dict[str, float]] = {}
     if args.records is not None:
-        seen = {name: recorded(args.records / variant) for name, variant in FROM_RECORDS.items()}
+        there = {name: args.records / variant for name, variant in FROM_RECORDS.items()}
+        seen = {name: recorded(folder) for name, folder in there.items() if folder.is_dir()}
     for name in args.only.split(",") if args.records is None else ():
         folder = run(RECIPES[name])
         stages = json.loads((folder / "run.json").read_text())["stages"]
