@@ -28,7 +28,7 @@ from typing import Any
 from calibrate.build import build
 from calibrate.render import load_tokenizer, render
 from calibrate.spec import CalibrateSpec
-from evals.drift import baseline_states, drift
+from evals.drift import baseline_states, drift, texts_of
 from evals.spec import EvaluateSpec
 from quantize.run import quantize
 from quantize.spec import QuantizeSpec
@@ -63,7 +63,19 @@ METHODS: dict[str, Any] = {
     "gptq4": [{"gptq": {"scheme": "W4A16_ASYM", "actorder": "static", "dampening_frac": 0.001}}],
     "awq4": [{"awq": {"scheme": "W4A16_ASYM", "n_grid": 10}}],
 }
-ITEMS = EvaluateSpec.model_validate({"drift": {"items": 240, "prose_items": 20, "max_length": LONGEST}})
+# One set of texts a task: tables of drift by kind have room for ten kinds. About 60 items of each kind, all that there
+# are of the rare ones, and 300 of recall.
+ITEMS = {
+    "tool_calls": EvaluateSpec.model_validate(
+        {"tasks": ["tool_calls"], "drift": {"items": 280, "prose_items": 0, "max_length": LONGEST}}
+    ),
+    "tasks": EvaluateSpec.model_validate(
+        {"tasks": ["tasks"], "drift": {"items": 330, "prose_items": 40, "max_length": LONGEST}}
+    ),
+    "recall": EvaluateSpec.model_validate(
+        {"tasks": ["recall"], "drift": {"items": 300, "prose_items": 0, "max_length": LONGEST}}
+    ),
+}
 
 
 def pool_without(kinds: tuple[str, ...], seed: int, path: Path) -> int:
@@ -81,12 +93,20 @@ def pool_without(kinds: tuple[str, ...], seed: int, path: Path) -> int:
     return len(kept)
 
 
-def run(method: str, stratum: str, seed: int, states: Path, out: Path) -> dict[str, Any]:
+def run(method: str, stratum: str, seed: int, out: Path) -> dict[str, Any]:
     """Calibrate, quantize and compare; {"kinds": {kind: {"kl", "top1", "beyond", "tokens"}}, "dimensions": {...}}."""
     done = out / "result.json"
     if done.is_file():
         return read_json(done)  # type: ignore[no-any-return]
-    for name in ("calibrate", "quantize", "drift"):
+    make(method, stratum, seed, out)
+    result = {"stratum": stratum, "seed": seed, **compare(out)}
+    write_json(done, result)
+    return result
+
+
+def make(method: str, stratum: str, seed: int, out: Path) -> None:
+    """Calibrate into `out/calibrate`, quantize into `out/quantize`."""
+    for name in ("calibrate", "quantize"):
         (out / name).mkdir(parents=True, exist_ok=True)
     count = pool_without(HELD_OUT[stratum], seed, out / "pool.jsonl")
     spec = CalibrateSpec.model_validate(
@@ -103,15 +123,21 @@ def run(method: str, stratum: str, seed: int, states: Path, out: Path) -> dict[s
         }
     )
     build(spec, model=MODEL, seed=seed, out=out / "calibrate", progress=SILENT)
-    seen = read_json(out / "calibrate" / "activations.json")
-    coverage = read_json(out / "calibrate" / "coverage.json")
     recipe = QuantizeSpec.model_validate({"methods": METHODS[method]})
     quantize(recipe, model=MODEL, calibration=out / "calibrate", seed=0, out=out / "quantize", progress=SILENT)
-    candidate = out / "quantize" / "checkpoint"
-    found = drift(ITEMS, baseline=MODEL, candidate=candidate, states=states, out=out / "drift")
-    result = {
-        "stratum": stratum,
-        "seed": seed,
+
+
+def compare(out: Path) -> dict[str, Any]:
+    """What was predicted from `out/calibrate`, and what `out/quantize` lost."""
+    seen = read_json(out / "calibrate" / "activations.json")
+    coverage = read_json(out / "calibrate" / "coverage.json")
+    lost: dict[str, Any] = {}
+    for task, spec in ITEMS.items():
+        (out / "drift" / task).mkdir(parents=True, exist_ok=True)
+        candidate = out / "quantize" / "checkpoint"
+        found = drift(spec, baseline=MODEL, candidate=candidate, states=states_of(task), out=out / "drift" / task)
+        lost.update(found["by_kind"])
+    return {
         "dimensions": {
             name: {key: found[key] for key in ("score", "threshold", "verdict")}
             for name, found in {**coverage["text"], **coverage["model"]}.items()
@@ -123,12 +149,19 @@ def run(method: str, stratum: str, seed: int, states: Path, out: Path) -> dict[s
                 "beyond": 1 - seen["kind_scores"][kind],
                 "tokens": coverage["kinds"].get(kind, {}).get("tokens", 0) / coverage["tokens"],
             }
-            for kind, part in found["by_kind"].items()
-            if "kl_mean" in part["answers"] and kind in seen["kind_scores"]
+            for kind, part in lost.items()
+            if "kl_mean" in part["answers"]
         },
     }
-    write_json(done, result)
-    return result
+
+
+def states_of(task: str) -> Path:
+    """The folder of the bf16 model's states on a task's texts, made when it is not there."""
+    folder = WORK / "states" / task
+    if not (folder / "states.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        baseline_states(ITEMS[task], model=MODEL, texts=texts_of(ITEMS[task], MODEL, ROOT), out=folder)
+    return folder
 
 
 def table(method: str, results: list[dict[str, Any]]) -> None:
@@ -215,15 +248,11 @@ def main() -> None:
     if args.table:
         results = [read_json(path) for path in sorted(folder.glob("*/result.json"))]
     else:
-        states = WORK / "states"
-        if not (states / "states.json").is_file():
-            states.mkdir(parents=True, exist_ok=True)
-            baseline_states(ITEMS, model=MODEL, root=ROOT, out=states)
         results = []
         for seed in range(args.seeds):
             for stratum in [args.only] if args.only else HELD_OUT:
                 place = folder / f"{stratum.replace(' ', '-')}-{seed}"
-                results.append(run(args.method, stratum, seed, states, place))
+                results.append(run(args.method, stratum, seed, place))
                 print(f"{args.method} {stratum} {seed}: done", flush=True)
     if not args.only:
         table(args.method, results)
