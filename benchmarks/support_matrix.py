@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -108,8 +109,10 @@ def served(methods: list[Any], model: Path, tokens: Path, out: Path) -> str:
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
-        errors = [line for line in done.stderr.splitlines() if "Error" in line]
-        return "no: " + short(errors[-1].split("] ")[-1] if errors else "vLLM did not start")
+        # The engine is a process of its own: its error comes first, that of the one that waited for it last.
+        errors = re.findall(r"^(?:.*\] )?(\w+Error: .+)$", done.stdout + done.stderr, flags=re.MULTILINE)
+        causes = [error for error in errors if "Engine core initialization failed" not in error]
+        return "no: " + short(causes[-1] if causes else "vLLM did not start")
     theirs = {int(token): value for token, value in json.loads(lines[-1].removeprefix("RESULT ")).items()}
     ours = torch.log_softmax(logits(model)[-1], -1)
     worst = max(abs(float(ours[token]) - value) for token, value in theirs.items())

@@ -42,6 +42,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "n_group": 2,
             "topk_group": 1,
             "first_k_dense_replace": 1,
+            "topk_method": "noaux_tc",  # as in the released model's config; vLLM reads it
             "num_key_value_heads": 2,
             "q_lora_rank": HIDDEN,
             "kv_lora_rank": HIDDEN,
