@@ -166,6 +166,7 @@ class CalibrateSpec(Spec):
         default="error", description="A line that is no conversation: an error, or left out and counted."
     )
     coverage: CoverageSpec = CoverageSpec()
+    """What the set must cover, and what happens when it does not."""
     activations: ActivationsSpec | None = ActivationsSpec()
     """What the model itself sees of calibration and traffic; null leaves it out."""
 

@@ -58,12 +58,17 @@ class _Step(Spec):
         return {self.method.name: self.method.model_dump()}
 
 
+def _field(name: str) -> tuple[Any, Any]:
+    method = load_method(name)
+    return method | None, Field(default=None, description=method.__doc__)
+
+
 if TYPE_CHECKING:
     Step = _Step
 else:
     # Fields come from the table, so that a recipe error names its place (methods.0.awq.group_size) and the exported
     # JSON Schema knows every method's keys.
-    Step = create_model("Step", __base__=_Step, **{name: (load_method(name) | None, None) for name in METHODS})
+    Step = create_model("Step", __base__=_Step, **{name: _field(name) for name in METHODS})
 
 
 class QuantizeSpec(Spec):

@@ -18,7 +18,9 @@ class AwqMapping(Spec):
     """One layer whose output is scaled down, and the layers that read it and are scaled up."""
 
     smooth_layer: str
+    """The layer (a norm, or a projection) whose output is scaled down: a name or a `re:` pattern."""
     balance_layers: list[str] = Field(min_length=1)
+    """The layers that read that output."""
 
 
 class AwqSpec(QuantizingSpec):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from quantize.layers import ROUTERS
 from quantize.schemes import SCHEMES, Scheme
@@ -66,16 +66,25 @@ class MethodSpec(Spec):
         return self.calibration != "none"
 
 
+def _name_schemes(schema: dict[str, Any], method: type[QuantizingSpec]) -> None:
+    """Put the schemes that a method can write into its JSON Schema, where an editor offers them."""
+    schema["properties"]["scheme"] |= {"enum": list(method.schemes), "description": "How weights are stored."}
+
+
 class QuantizingSpec(MethodSpec):
     """A method that quantizes the layers it matches, by one scheme."""
+
+    model_config = ConfigDict(json_schema_extra=_name_schemes)
 
     schemes: ClassVar[Sequence[str]] = tuple(SCHEMES)
     """The schemes that this method can write."""
 
     scheme: str
     targets: list[str] = Field(default=["Linear"], min_length=1)
+    """Layers to quantize: module class names, full module names, or `re:` patterns."""
     ignore: list[str] = Field(default=["lm_head"])
-    """Routers of mixtures of experts are always left alone, whatever is written here."""
+    """Layers to leave alone, named as in `targets`. Routers of mixtures of experts always are, whatever is written
+    here."""
     group_size: int | None = Field(default=None, ge=16, multiple_of=8)
     """Weight columns that share one scale, e.g. 32, 64 or 128; the scheme's own (128) when not given."""
     symmetric: bool | None = None

@@ -21,6 +21,7 @@ class KvCacheSpec(MethodSpec):
     looks: ClassVar[Sensitivity] = "forward"
 
     dtype: Literal["fp8"] = "fp8"
+    """What keys and values are stored in: FP8 E4M3."""
     strategy: Literal["tensor", "attn_head"] = "tensor"
     """One scale for a layer's keys and one for its values (`tensor`), or one for each head (`attn_head`), which fewer
     attention kernels of vLLM can use."""

@@ -24,6 +24,7 @@ class SmoothQuantSpec(MethodSpec):
     mappings: list[tuple[list[str], str]] | None = None
     """[layers that read the norm, the norm] pairs; llm-compressor knows them for most architectures."""
     ignore: list[str] = Field(default=[])
+    """Layers whose outliers stay where they are: class names, full module names, or `re:` patterns."""
 
     def weights(self) -> None:
         return None

@@ -150,9 +150,13 @@ class GateSpec(Spec):
     alpha: float = Field(
         default=0.05, gt=0, lt=0.5, description="One-sided error rate; the intervals cover 1 - 2 alpha."
     )
-    inconclusive: Literal["refuse", "allow"] = "refuse"
+    inconclusive: Literal["refuse", "allow"] = Field(
+        default="refuse", description="What becomes of a candidate about which the items measured cannot decide."
+    )
     min_items: int = Field(default=1, ge=1, description="Fewer paired items than this never pass, for any metric.")
-    slices: list[ShortSlice] = Field(default_factory=list)
+    slices: list[ShortSlice] = Field(
+        default_factory=list, description="Fields of the items whose values are judged apart, named before evaluation."
+    )
     early_stop: Literal["off", "regressed", "both"] = Field(
         default="regressed",
         description="Whether the evaluation may end before its last item. regressed: as soon as a drop beyond the "

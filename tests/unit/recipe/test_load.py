@@ -186,3 +186,15 @@ def test_a_section_is_part_of_a_digest_and_so_does_not_change(tmp_path: Path) ->
         recipe.gate.alpha = 0.2
     with pytest.raises(KeyError):
         recipe.section("nothing")
+
+
+def test_every_key_of_the_schema_says_what_it_is_for() -> None:
+    schema = json_schema()
+    parts = {"recipe": schema, **schema["$defs"]}
+    silent = [
+        f"{part}.{key}"
+        for part, of in parts.items()
+        for key, value in of.get("properties", {}).items()
+        if not value.get("description", "").strip()
+    ]
+    assert silent == []
