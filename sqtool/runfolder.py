@@ -114,6 +114,10 @@ class RunFolder:
                     break
         return found
 
+    def project(self, state: Mapping[str, Any]) -> Path:
+        """The project root that this run belongs to now, which need not be the one where it was made."""
+        return self._roots(state)[0]
+
     def _roots(self, state: Mapping[str, Any]) -> list[Path]:
         """Where the project root may be: above this folder if it is in its usual place, else where the run was made."""
         beside = [self.path.parents[2]] if self.path.parts[-3:-1] == RUNS.parts else []

@@ -57,7 +57,7 @@ def again_job(folder: RunFolder, place: Elsewhere, changed: Mapping[str, Any]) -
     from sqtool.speculate.spec import SpeculateSpec
 
     state, recipe = folder.state(), read_json(folder.recipe_json)
-    root = Path(state["root"])
+    root = folder.project(state)
     given = recipe["quantize"].get("checkpoint") or folder.stage("quantize") / "checkpoint"
     model = find_model(state["model"], root, what="the run's model")
     checkpoint = find_model(given, root, what="the run's candidate")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -81,8 +80,7 @@ def _again(settings: Settings, run: str, margin: float | None, alpha: float | No
     with Terminal(settings) as terminal:
         folder = RunFolder.find(settings.here, run)
         state = folder.state()
-        finished = [r for r in state["stages"] if r["state"] in ("done", "cached")]
-        sides = {r["name"]: Path(state["root"]) / r["folder"] for r in finished}
+        sides = {name: place for name, (place, _) in folder.finished(state).items()}
         for name in ("baseline", "evaluate"):
             if name not in sides or not (sides[name] / RECORDS).is_dir():
                 raise UsageError(

@@ -116,6 +116,22 @@ def test_gate_again_from_records_alone(sqtool_: Sqtool, project: Callable[[int],
     assert asked == ["bf16", "w4a16"]
 
 
+def test_a_run_that_was_copied_is_judged_by_its_own_records(
+    sqtool_: Sqtool, project: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    project(4)
+    sqtool_(*GATE)
+    (run,) = (path.name for path in (tmp_path / "artifacts/runs").iterdir())
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "artifacts", copied / "artifacts", symlinks=True)
+    records = copied / "artifacts/runs" / run / "evaluate/records/quiz.jsonl"
+    records.write_text(records.read_text().split("\n", 1)[1])
+    assert sqtool_("gate", run).code == 3, "the original is as it was"
+    said = sqtool_("gate", run, "--root", str(copied))
+    assert said.code == 2
+    assert "quiz" in said.err
+
+
 @pytest.mark.parametrize(("wrong", "word"), [(0, "PASS"), (80, "REGRESSED"), (4, "INCONCLUSIVE")])
 def test_explain_and_report_a_run_without_a_recipe(
     sqtool_: Sqtool, project: Callable[[int], list[str]], tmp_path: Path, wrong: int, word: str
