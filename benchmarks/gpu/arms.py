@@ -101,18 +101,13 @@ def send(server: VllmServer, requests: Sequence[Request], load: int) -> dict[str
 
 def _closed_loop(server: VllmServer, requests: Sequence[Request], load: int, answers: list[Answer]) -> float:
     """sqtool's own closed loop; the wall time in seconds."""
-    began = time.perf_counter()
-    return client.send_block(
-        requests,
-        block=0,
-        base_url=server.base_url,
-        api_key=server.api_key,
-        model=server.served_name,
-        concurrency=load,
-        timeout=TIMEOUT,
-        began=began,
-        on_answer=answers.append,
-    )
+    given: dict[str, Any] = {"concurrency": load, "began": time.perf_counter(), "on_answer": answers.append}
+    where = {"base_url": server.base_url, "api_key": server.api_key, "model": server.served_name, "timeout": TIMEOUT}
+    send_block: Any = client.send_block
+    if (target := getattr(client, "Target", None)) is not None:
+        wall: float = send_block(requests, target(**where), client.Pass(load=f"c{load}"), **given)  # type: ignore[attr-defined,unused-ignore]
+        return wall
+    return float(send_block(requests, block=0, **where, **given))
 
 
 def schedule(arms: Sequence[str], loads: Sequence[int], rounds: int, seed: int) -> list[tuple[int, int, str]]:

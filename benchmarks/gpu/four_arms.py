@@ -6,8 +6,8 @@
         --requests 4 --rounds 1 --prompt-tokens 32 --max-tokens 8      # a minute or two on a CPU
 
 `--shape reference` (the default) is the reference pair on its own traffic: trained, so acceptance is real. `--shape 8b`
-has random weights in the shape of Llama 3.1 8B with a random draft of 0.3e9 weights: latency and memory only. A random
-draft is accepted almost never, so its arms show what speculation costs when nothing is gained.
+has random weights in the shape of Llama 3.1 8B with a random draft of 0.3e9 weights: latency and memory only. Nothing
+that this draft proposes is accepted, by construction: its arms show what speculation costs when nothing is gained.
 
 All servers run side by side with a fixed KV cache each, and idle while another is measured; in every round and at every
 load the arms come in another order. Prefix caching is off, since every round sends the same prompts. Writes
@@ -21,6 +21,7 @@ import argparse
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,19 @@ def models(args: argparse.Namespace) -> tuple[dict[str, Path], Path]:
     return {"bf16": target, **{fmt: work / fmt / "checkpoint" for fmt in wanted}}, draft
 
 
+def _log() -> Any:
+    """The module that reads traffic files."""
+    try:
+        return import_module("sqtool.speculate.requestlog")
+    except ModuleNotFoundError:
+        return import_module("sqtool.speculate.traffic")
+
+
 def requests_of(args: argparse.Namespace) -> list[Any]:
     """The requests that every arm answers, and first some others that warm it up."""
-    from sqtool.speculate.traffic import Request, choose, load_requests
+    from sqtool.speculate.traffic import Request, choose
 
-    known = load_requests(pipeline.ROOT / "artifacts/reference/data/traffic.jsonl", args.max_tokens)
+    known = _log().load_requests(pipeline.ROOT / "artifacts/reference/data/traffic.jsonl", args.max_tokens)
     traffic = choose(known, args.requests, LEAST, 0, single_kind_blocks=False)
     chosen = [*traffic.warmup, *traffic.requests]
     if args.shape == "reference":
@@ -209,7 +218,7 @@ def report(args: argparse.Namespace, box: TimeBox) -> str:
     loads = [int(load) for load in args.loads.split(",")]
     lines = [heading(box.facts, f"python -m benchmarks.gpu.four_arms --shape {args.shape}")]
     if args.shape != "reference":
-        lines.append("Random weights: latency and memory only. A random draft is accepted almost never.\n")
+        lines.append("Random weights: latency and memory only. Nothing drafted is accepted, by construction.\n")
     servers = []
     for name in names:
         facts = box.cells.get(f"server {name}")

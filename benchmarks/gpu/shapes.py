@@ -2,8 +2,10 @@
 
     python -m benchmarks.gpu.shapes 8b FOLDER
 
-The tokenizer is the reference target's, whose vocabulary is a part of the shape's; the output layer's other rows are
-zero, so that no greedy answer ever holds a token that the tokenizer does not know.
+The tokenizer is the reference target's, whose vocabulary is a part of the shape's. All rows of an output layer are zero
+but those of half of the tokenizer's tokens, one half for a target and the other for a draft: a greedy answer holds no
+token that the tokenizer does not know, and no drafted token is ever accepted. (Left to chance, models that repeat
+themselves accept many: a figure without any meaning.)
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 128,
         "tie_word_embeddings": False,
     },
-    # A draft model for it: 0.25e9 weights in the layers, 0.13e9 in the embeddings.
+    # A draft model for it: 0.25e9 weights in the layers, 0.13e9 in the embeddings and in the output layer each.
     "0.3b": {
         **LLAMA3,
         "hidden_size": 1024,
@@ -46,7 +48,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 16,
         "num_key_value_heads": 8,
         "head_dim": 64,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
     },
     # Two that a CPU makes and runs in seconds, to try the scripts.
     "tiny": {
@@ -69,7 +71,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "head_dim": 64,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
     },
 }
 DRAFT_OF = {"8b": "0.3b", "tiny": "tinier"}
@@ -93,8 +95,9 @@ def make(shape: str, folder: Path, seed: int = 0, layers: int | None = None) -> 
     set_seed(seed)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.no_grad():
         model = AutoModelForCausalLM.from_config(LlamaConfig(**wanted), dtype=torch.bfloat16)
-        if not wanted["tie_word_embeddings"]:
-            model.get_output_embeddings().weight[tokens:] = 0
+        output = model.get_output_embeddings().weight
+        output[: tokens // 2 if shape in DRAFT_OF.values() else 3] = 0
+        output[tokens if shape in DRAFT_OF.values() else tokens // 2 :] = 0
     partial = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)

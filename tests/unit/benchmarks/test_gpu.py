@@ -12,9 +12,12 @@ import pytest
 from benchmarks.gpu import arms, pipeline
 from benchmarks.gpu.methods import CELLS, recipe
 from benchmarks.gpu.plots import draw
+from benchmarks.gpu.shapes import DRAFT_OF, make
 from benchmarks.gpu.timebox import TimeBox, markdown
 from quantize.spec import QuantizeSpec
 from sqtool.errors import UsageError
+from sqtool.speculate.traffic import Request
+from tests.unit.speculate.conftest import FakeVllm
 
 
 def cell(times: dict[str, float], *, tokens: int = 10, accepted: int | None = None) -> dict[str, Any]:
@@ -100,6 +103,41 @@ def test_gains_that_multiply_have_a_ratio_of_one() -> None:
     assert arms.gains(cells, "w8a8", 1) is None
 
 
+def test_send_measures_each_answer_and_what_the_server_counted(tmp_path: Path) -> None:
+    requests = [
+        Request(f"r{i}", "k", {"messages": [{"role": "user", "content": "one two three"}], "max_tokens": 8})
+        for i in range(3)
+    ]
+    arm = arms.Arm("fp8+draft", tmp_path / "target", tmp_path / "draft")
+    server: Any = FakeVllm(arm.model, None, log=tmp_path / "log", extra_args=arm.arguments(4))
+    with server:
+        found = arms.send(server, requests, load=2)
+    assert sorted(found["answers"]) == ["r0", "r1", "r2"]
+    assert found["failures"] == 0
+    assert found["speculation"]["drafts"] > 0
+    ttft, _, e2e, tokens = found["answers"]["r0"]
+    assert 0 < ttft <= e2e <= found["seconds"]
+    assert tokens > 0
+    pooled = arms.pooled({"fp8+draft@2#0": found}, "fp8+draft", 2)
+    assert pooled is not None
+    assert pooled["acceptance_length"] == pytest.approx(found["speculation"]["mean_acceptance_length"])
+
+
+def test_a_random_target_never_says_what_its_draft_says(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    said = []
+    for shape in ("tiny", DRAFT_OF["tiny"]):
+        folder = make(shape, tmp_path / shape)
+        assert make(shape, folder) == folder, "made once"
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            said.append(set(model(torch.arange(3, 259).reshape(4, 64)).logits.argmax(-1).flatten().tolist()))
+    assert not said[0] & said[1]
+    assert max(said[0] | said[1]) < len(AutoTokenizer.from_pretrained(tmp_path / "tiny"))
+
+
 def test_agreement_counts_answers_of_the_first_round() -> None:
     one, other = cell({"x": 1.0, "y": 1.0}), cell({"x": 1.0, "y": 1.0})
     other["said"]["y"] = "no"
@@ -116,7 +154,9 @@ def test_the_schedule_has_every_arm_at_every_load_in_every_round() -> None:
 
 def test_memory_from_a_server_log(tmp_path: Path) -> None:
     log = tmp_path / "vllm.log"
-    log.write_text("INFO Model loading took 0.0375 GiB memory and 1.2 seconds\nINFO GPU KV cache size: 262,144 tokens\n")
+    log.write_text(
+        "INFO Model loading took 0.0375 GiB memory and 1.2 seconds\nINFO GPU KV cache size: 262,144 tokens\n"
+    )
     assert pipeline.memory(log) == {"weights_gib": 0.0375, "kv_cache_tokens": 262144}
     assert pipeline.memory(tmp_path / "none.log") == {}
 
