@@ -60,7 +60,8 @@ def rows_of(work: Path, model: Path, samples: int, length: int, *, trained: bool
         from calibrate.build import build
         from calibrate.spec import CalibrateSpec
 
-        spec = CalibrateSpec.model_validate({"num_calibration_samples": samples, "max_seq_length": length})
+        values = {"num_calibration_samples": samples, "max_seq_length": length, "coverage": {"refuse": "never"}}
+        spec = CalibrateSpec.model_validate(values)
         build(spec, model=model, seed=0, out=folder, progress=SILENT, root=ROOT)
         return path
     import torch

@@ -77,7 +77,8 @@ def calibrated(work: Path) -> Path:
     folder = work / "calibration"
     if not (folder / "tokens.safetensors").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        spec = CalibrateSpec.model_validate({"num_calibration_samples": 128, "max_seq_length": 512})
+        values = {"num_calibration_samples": 128, "max_seq_length": 512, "coverage": {"refuse": "never"}}
+        spec = CalibrateSpec.model_validate(values)
         build(spec, model=pipeline.ROOT / pipeline.TARGET, seed=0, out=folder, progress=SILENT, root=pipeline.ROOT)
     return folder
 

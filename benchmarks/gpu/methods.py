@@ -74,7 +74,7 @@ def recipe(name: str, samples: int, limit: int | None, *, drift: bool) -> dict[s
     return {
         "name": f"gpu-{name.replace('+', '-')}",
         "model": pipeline.TARGET,
-        "calibrate": {"num_calibration_samples": samples, "max_seq_length": 512, "coverage": {"min_per_kind": 1}},
+        "calibrate": {"num_calibration_samples": samples, "max_seq_length": 512, "coverage": {"refuse": "never"}},
         "quantize": {"methods": methods},
         "engine": pipeline.engine(**own),
         "evaluate": evaluation if drift else {**evaluation, "drift": None},
