@@ -17,9 +17,9 @@ from benchmarks.gpu.timebox import note
 from evals.server import VllmServer
 from evals.spec import EngineSpec
 from sqtool.errors import SqtoolError
-from sqtool.speculate import client
-from sqtool.speculate.client import Answer
+from sqtool.speculate.client import Answer, Pass, Target, send_block
 from sqtool.speculate.counters import fetch_metrics, read_settled
+from sqtool.speculate.memory import device_bytes
 from sqtool.speculate.traffic import Request
 
 TIMEOUT = 120.0
@@ -73,7 +73,8 @@ def facts(server: VllmServer, log: Path) -> dict[str, Any]:
     """Engine and memory of a running server."""
     told = server.facts()
     names = ("version", "device_class", "device", "kernels", "attention", "kv_cache_dtype", "dtype", "start_seconds")
-    return {**{name: told.get(name) for name in names}, "flags": told["flags"], **memory(log)}
+    known = {"flags": told["flags"], "device_bytes": device_bytes(server.pid), **memory(log)}
+    return {**{name: told.get(name) for name in names}, **known}
 
 
 def send(server: VllmServer, requests: Sequence[Request], load: int) -> dict[str, Any]:
@@ -84,7 +85,14 @@ def send(server: VllmServer, requests: Sequence[Request], load: int) -> dict[str
         return read_settled(lambda: fetch_metrics(server.base_url, server.api_key))
 
     before = counters()
-    seconds = _closed_loop(server, requests, load, answers)
+    seconds = send_block(
+        requests,
+        Target(server.base_url, server.api_key, server.served_name, TIMEOUT),
+        Pass(load=f"c{load}"),
+        concurrency=load,
+        began=time.perf_counter(),
+        on_answer=answers.append,
+    )
     counted = counters().since(before).speculation
     failed = [answer.error for answer in answers if not answer.ok]
     if len(failed) == len(answers):
@@ -97,17 +105,6 @@ def send(server: VllmServer, requests: Sequence[Request], load: int) -> dict[str
         "said": {a.id: a.text or json.dumps(a.tool_calls) for a in answers if a.ok},
         "speculation": counted.to_dict() if counted is not None else None,
     }
-
-
-def _closed_loop(server: VllmServer, requests: Sequence[Request], load: int, answers: list[Answer]) -> float:
-    """sqtool's own closed loop; the wall time in seconds."""
-    given: dict[str, Any] = {"concurrency": load, "began": time.perf_counter(), "on_answer": answers.append}
-    where = {"base_url": server.base_url, "api_key": server.api_key, "model": server.served_name, "timeout": TIMEOUT}
-    send_block: Any = client.send_block
-    if (target := getattr(client, "Target", None)) is not None:
-        wall: float = send_block(requests, target(**where), client.Pass(load=f"c{load}"), **given)  # type: ignore[attr-defined,unused-ignore]
-        return wall
-    return float(send_block(requests, block=0, **where, **given))
 
 
 def schedule(arms: Sequence[str], loads: Sequence[int], rounds: int, seed: int) -> list[tuple[int, int, str]]:

@@ -21,7 +21,6 @@ import argparse
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -107,19 +106,12 @@ def models(args: argparse.Namespace) -> tuple[dict[str, Path], Path]:
     return {"bf16": target, **{fmt: work / fmt / "checkpoint" for fmt in wanted}}, draft
 
 
-def _log() -> Any:
-    """The module that reads traffic files."""
-    try:
-        return import_module("sqtool.speculate.requestlog")
-    except ModuleNotFoundError:
-        return import_module("sqtool.speculate.traffic")
-
-
 def requests_of(args: argparse.Namespace) -> list[Any]:
     """The requests that every arm answers, and first some others that warm it up."""
+    from sqtool.speculate.requestlog import load_requests
     from sqtool.speculate.traffic import Request, choose
 
-    known = _log().load_requests(pipeline.ROOT / "artifacts/reference/data/traffic.jsonl", args.max_tokens)
+    known = load_requests(pipeline.ROOT / "artifacts/reference/data/traffic.jsonl", args.max_tokens)
     traffic = choose(known, args.requests, LEAST, 0, single_kind_blocks=False)
     chosen = [*traffic.warmup, *traffic.requests]
     if args.shape == "reference":
@@ -226,8 +218,11 @@ def report(args: argparse.Namespace, box: TimeBox) -> str:
         if facts is not None:
             kernels = facts.get("error") or ", ".join(facts.get("kernels") or ()) or "-"
             weights, tokens = shown(facts.get("weights_gib")), str(facts.get("kv_cache_tokens", "-"))
-            servers.append([name, weights, tokens, shown(facts.get("start_seconds"), 0), kernels.replace("|", "/")])
-    columns = ("server", "weights GiB (with draft)", f"KV tokens in {args.kv_gib:g} GiB", "start s", "kernels")
+            device = shown(facts.get("device_bytes"), 2, 1 / pipeline.GIB)
+            start = shown(facts.get("start_seconds"), 0)
+            servers.append([name, weights, device, tokens, start, kernels.replace("|", "/")])
+    cache = f"KV tokens in {args.kv_gib:g} GiB"
+    columns = ("server", "weights GiB (with draft)", "device GiB", cache, "start s", "kernels")
     lines += [markdown(columns, servers), ""]
     rows = [found for load in loads for name in names if (found := row(box.cells, name, load)) is not None]
     lines += [markdown(HEADERS, rows), ""]
