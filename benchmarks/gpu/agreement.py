@@ -58,7 +58,7 @@ def main() -> int:
         if not both:
             raise SystemExit("the two archives have no cell in common")
         rows = [[name, *row] for name in both for row in judged(left[name], right[name], args.max_drop)]
-    headers = ("cell", "metric", "items", "% one", "% other", "change (95 %)", "outcome, each way")
+    headers = ("cell", "metric", "items", "% one", "% other", "change (interval)", "outcome, each way")
     print(markdown(headers, rows))
     return 0 if all(row[-1] == "PASS / PASS" for row in rows) else 1
 

@@ -4,8 +4,8 @@
 
 By turns, as `benchmarks.drift.two_passes`: both bare models on the same batches, and everything from the token ids to
 drift.json. Then sqtool's side once more under cProfile: one row for each function of `evals` and for loading and
-running the models, by time inside of it and what it calls. A GPU works on while Python goes on: what is waited for shows where
-something asks for a result.
+running the models, by time inside of it and what it calls. A GPU works on while Python goes on: what is waited for
+shows where something asks for a result.
 """
 
 from __future__ import annotations
