@@ -1,0 +1,258 @@
+"""Calibration with batches against llm-compressor's default call, and what sqtool adds to it: time, memory, drift.
+
+    python -m benchmarks.gpu.batch_speed --out results                      # the reference target
+    python -m benchmarks.gpu.batch_speed --out results --shape 8b --layers 8 --work scratch
+    python -m benchmarks.gpu.batch_speed --out tried --samples 8 --batch 4 --repeats 1 --methods gptq --no-drift
+
+Four sides do the same work on the same rows of calibration tokens, from loading the model to the files of the
+checkpoint, by turns in one process after a warm-up:
+
+    default   `llmcompressor.oneshot(model, recipe, dataset)`: batch size 1, its own collator and sampler
+    bare      the same with `batch_size` alone raised; rows are of equal length, so its collator cuts nothing
+    sqtool    `quantize.run.quantize` with that batch size and the default layer report
+    outputs   the same with `layer_report: outputs`
+
+Bars: sqtool <= 0.5 x default, drift equal within noise; sqtool <= 1.02 x bare. Ratios are medians over the repeats, by
+turns. Rows are packed conversations: sqtool keeps those of one row apart by their positions, and the other two sides
+are given the same positions. `--shape 8b` has random weights: time and memory only,
+so no drift; `--layers` says how deep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.pipeline import ROOT, TARGET
+from benchmarks.gpu.timebox import TimeBox, heading, markdown, note, shown
+from evals import loading
+from quantize.run import peak_memory, quantize, reset_peak_memory
+from quantize.spec import QuantizeSpec
+from sqtool.progress import SILENT
+
+METHODS: dict[str, list[Any]] = {
+    "awq": [{"awq": {"scheme": "W4A16_ASYM"}}],
+    "gptq": [{"gptq": {"scheme": "W4A16"}}],
+    "w8a8": [{"smoothquant": {"smoothing_strength": 0.8}}, {"gptq": {"scheme": "W8A8"}}],
+    "fp8-static": [{"fp8": {"scheme": "FP8"}}],
+    "fp8-dynamic": [{"fp8": {"scheme": "FP8_DYNAMIC"}}],
+}
+SIDES = ("default", "bare", "sqtool", "outputs")
+MIB = 1 << 20
+
+
+def rows_of(work: Path, model: Path, samples: int, length: int, *, trained: bool) -> Path:
+    """tokens.safetensors of a calibration set: sqtool's own, or random tokens for a model with random weights."""
+    folder = work / f"rows-{samples}-{length}"
+    path = folder / "tokens.safetensors"
+    if path.is_file():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    if trained:
+        from calibrate.build import build
+        from calibrate.spec import CalibrateSpec
+
+        values = {"num_calibration_samples": samples, "max_seq_length": length, "coverage": {"refuse": "never"}}
+        spec = CalibrateSpec.model_validate(values)
+        build(spec, model=model, seed=0, out=folder, progress=SILENT, root=ROOT)
+        return path
+    import torch
+    from safetensors.torch import save_file
+
+    rows = torch.randint(3, 5000, (samples, length), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    save_file({"input_ids": rows, "position_ids": torch.arange(length, dtype=torch.int32).repeat(samples, 1)}, path)
+    return path
+
+
+def modifiers(spec: QuantizeSpec) -> list[Any]:
+    """llm-compressor's own modifiers with the arguments that sqtool gives them."""
+    import torch
+
+    found = []
+    for step in spec.methods:
+        for modifier in step.method.modifiers():
+            module, _, name = modifier.target.partition(":")
+            made = getattr(import_module(module), name)
+            if name == "AWQModifier" and not torch.accelerator.is_available():
+                # llm-compressor 0.14's AWQ asks for pinned memory, which torch refuses without an accelerator.
+                from quantize.backends.modifiers import Awq
+
+                made = Awq
+            found.append(made(**modifier.arguments))
+    return found
+
+
+def bare(spec: QuantizeSpec, model: Path, rows: Path, out: Path, batch: int | None) -> None:
+    """oneshot and save_pretrained, with llm-compressor's defaults; `batch` None is its default too."""
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from quantize.backends.quiet import quiet
+
+    device = loading.device("auto")
+    kept = load_file(rows)
+    columns = {name: kept[name].long().tolist() for name in ("input_ids", "position_ids") if name in kept}
+    dataset = Dataset.from_dict(columns)
+    with quiet(out / "oneshot.log", lambda _: None):
+        network = AutoModelForCausalLM.from_pretrained(model, dtype="auto" if device != "cpu" else "float32")
+        oneshot(
+            model=network,
+            tokenizer=str(model),
+            recipe=modifiers(spec),
+            dataset=dataset if spec.needs_calibration else None,
+            num_calibration_samples=len(dataset),
+            max_seq_length=kept["input_ids"].shape[1],
+            **({} if batch is None else {"batch_size": batch}),
+        )
+        network.save_pretrained(str(out / "checkpoint"), save_compressed=True)
+
+
+def ours(spec: QuantizeSpec, model: Path, rows: Path, out: Path) -> None:
+    """sqtool's side."""
+    quantize(spec, model=model, calibration=rows, seed=0, out=out, progress=SILENT)
+
+
+def measured(work: Callable[[], None]) -> dict[str, float]:
+    """Seconds, and peaks of host and device memory in MiB."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    gc.collect()
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    reset_peak_memory()
+    start = time.monotonic()
+    work()
+    if gpu:
+        torch.cuda.synchronize()
+    seconds = time.monotonic() - start
+    found = {"seconds": seconds, "host_mib": peak_memory() / MIB}
+    return {**found, **({"device_mib": torch.cuda.max_memory_allocated() / MIB} if gpu else {})}
+
+
+def drifted(model: Path, checkpoint: Path, work: Path, items: int) -> float:
+    """Mean KL divergence from the model, in nats, over test items and prose."""
+    from evals.drift import baseline_states, drift, texts_of
+    from evals.spec import DriftSpec, EvaluateSpec
+
+    spec = EvaluateSpec(drift=DriftSpec(items=items, prose_items=items // 4))
+    states = work / f"states-{items}"
+    if not (states / "states.json").is_file():
+        states.mkdir(parents=True, exist_ok=True)
+        baseline_states(spec, model=model, texts=texts_of(spec, model, ROOT), out=states)
+    return float(drift(spec, baseline=model, candidate=checkpoint, states=states, out=checkpoint)["all"]["kl_mean"])
+
+
+class Run:
+    """The sides on one model."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.work: Path = args.work / (args.shape if args.layers is None else f"{args.shape}-{args.layers}")
+        self.trained = args.shape == "reference"
+        if self.trained:
+            self.model = ROOT / TARGET
+        else:
+            from benchmarks.gpu.shapes import make
+
+            self.work.mkdir(parents=True, exist_ok=True)
+            self.model = make(args.shape, self.work / "target", layers=args.layers)
+        self.rows = rows_of(self.work, self.model, args.samples, args.length, trained=self.trained)
+
+    def side(self, method: str, side: str, repeat: int) -> dict[str, Any]:
+        """One side once."""
+        out = self.work / f"{method}-{side}"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        report = "outputs" if side == "outputs" else "weights"
+        values = {"methods": METHODS[method], "batch_size": self.args.batch, "layer_report": report}
+        spec = QuantizeSpec.model_validate(values)
+        if side in ("default", "bare"):
+            batch = self.args.batch if side == "bare" else None
+            found: dict[str, Any] = measured(partial(bare, spec, self.model, self.rows, out, batch))
+        else:
+            found = measured(partial(ours, spec, self.model, self.rows, out))
+        if self.args.drift and self.trained and repeat == 0:
+            found["kl_mean"] = drifted(self.model, out / "checkpoint", self.work, self.args.drift_items)
+        shutil.rmtree(out, ignore_errors=True)
+        return found
+
+
+def table(cells: dict[str, Any], methods: list[str], repeats: int) -> str:
+    """One row a method and side, with ratios to both others."""
+    rows = []
+    for method in methods:
+        seen = {
+            side: [cell for at in range(repeats) if "seconds" in (cell := cells.get(f"{method} {side} {at}", {}))]
+            for side in SIDES
+        }
+        for side, found in seen.items():
+            failed = next((cells[k]["error"] for k in (f"{method} {side} 0",) if "error" in cells.get(k, {})), "")
+            if not found:
+                if failed:
+                    rows.append([method, side, failed, *["-"] * 5])
+                continue
+            ratios = []
+            for other in ("default", "bare"):
+                pairs = zip(found, seen[other], strict=False)
+                values = [one["seconds"] / two["seconds"] for one, two in pairs]
+                ratios.append(shown(statistics.median(values), 3) if values and other != side else "-")
+            memory = [shown(max(one.get(name, 0) for one in found) or None, 0) for name in ("host_mib", "device_mib")]
+            seconds = " ".join(shown(one["seconds"], 1) for one in found)
+            rows.append([method, side, seconds, *ratios, *memory, shown(found[0].get("kl_mean"), 5)])
+    headers = ("method", "side", "seconds", "x default", "x bare", "host MiB", "device MiB", "KL, nats")
+    return markdown(headers, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of batch_speed-SHAPE.json")
+    parser.add_argument("--work", type=Path, default=Path("artifacts/scratch"), help="folder for models")
+    parser.add_argument("--shape", choices=("reference", "8b", "tiny"), default="reference")
+    parser.add_argument("--layers", type=int, help="decoder layers of a random shape; default its own")
+    parser.add_argument("--methods", default="awq,gptq", help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--drift", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--drift-items", type=int, default=64)
+    parser.add_argument("--budget", type=float, default=240, help="seconds after which no further side begins")
+    args = parser.parse_args()
+    given = {name: str(value) for name, value in vars(args).items()}
+    box = TimeBox(args.out / f"batch_speed-{args.shape}.json", args.budget, {"arguments": given})
+    run = Run(args)
+    methods, sides = args.methods.split(","), args.sides.split(",")
+    # Imports, CUDA's start and the kernels' first compilation are nobody's.
+    small = {"samples": 4, "batch": 2, "drift": False, "shape": "tiny", "layers": None}
+    warm = Run(argparse.Namespace(**{**vars(args), **small}))
+    for method in methods:
+        for side in ("bare", "sqtool"):
+            warm.side(method, side, 1)
+    note(f"warm after {box.spent:.0f} s")
+    for repeat in range(args.repeats):
+        for method in methods:
+            turn = sides if repeat % 2 == 0 else sides[::-1]
+            box.run({f"{method} {side} {repeat}": partial(run.side, method, side, repeat) for side in turn})
+    print(heading(box.facts, f"python -m benchmarks.gpu.batch_speed --shape {args.shape}"))
+    depth = "" if args.layers is None else f", {args.layers} layers"
+    print(f"{args.shape}{depth}: {args.samples} rows of {args.length} tokens, batches of {args.batch}\n")
+    print(table(box.cells, methods, args.repeats))
+    box.close()
+    note(f"{box.spent:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
