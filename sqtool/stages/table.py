@@ -66,7 +66,12 @@ STAGES: tuple[Stage, ...] = (
         code=("sqtool.speculate", "evals"), reads=("model", "draft", "candidate"),
     ),
     Stage(
-        "release", ("release",), ("calibrate", "quantize", "baseline", "control", "evaluate", "gate", "speculate"),
+        "approve", ("speculate",), ("baseline", "control", "evaluate", "gate", "speculate"), "sqtool.stages.approve",
+        code=("sqtool.gate", "sqtool.advise", "sqtool.stages.speculation"), sees=("gate",),
+    ),
+    Stage(
+        "release", ("release",),
+        ("calibrate", "quantize", "baseline", "control", "evaluate", "gate", "speculate", "approve"),
         "sqtool.stages.release", code=("sqtool.release",), reads=("candidate", "name"),
     ),
 )  # fmt: skip

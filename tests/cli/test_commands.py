@@ -129,7 +129,7 @@ def test_until_and_force(sqtool_: Sqtool, fake_job: FakeJob, tmp_path: Path) -> 
     said = sqtool_("quantize", "demo", "--until", "gat")
     assert (said.code, "did you mean 'gate'?" in said.err) == (2, True)
     assert sqtool_("speculate", "demo").code == 0
-    assert calls(tmp_path)[-1] == "speculate"
+    assert calls(tmp_path)[-1] == "approve"
 
 
 def test_plan_shows_and_runs_nothing(sqtool_: Sqtool, fake_job: FakeJob, tmp_path: Path) -> None:
