@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqtool.advise.complexity import Complexity, complexity, rank
-from sqtool.advise.measured import BASELINE, E2E, FOUR, QUANTIZED, Gain, Measured, check_schema
+from sqtool.advise.measured import BASELINE, E2E, FOUR, QUANTIZED, Gain, Measured, check_schema, number
 from sqtool.advise.rules import RULES, Case, Rule
 
 SCHEMA = "sqtool.advice/1"
@@ -26,9 +26,11 @@ SPOKEN = {
     "speculative": "the baseline with speculation",
     "both": "the quantized checkpoint with speculation",
 }
+SIGNIFICANT = 0.05
 FAILED_SHARE = 0.01
 """More failed requests than this share above the baseline's, and an arm is not recommended however fast it is."""
 WORDS = {"e2e_p50": "median request"}
+COST = "cost_per_accepted_answer"
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,25 @@ def _harm(measured: Measured, arm: str, load: str) -> str:
     failed = measured.failed_share(arm, load)
     if failed > measured.failed_share(BASELINE, load) + FAILED_SHARE:
         return f"{failed:.1%} of its requests failed"
-    left, right = (measured.interval(name, load, "e2e_ms", "p99") for name in (BASELINE, arm))
-    if left is not None and right is not None and right[0] > left[1]:
-        return f"its p99 is longer ({right[0]:.0f} to {right[1]:.0f} ms, the baseline's {left[0]:.0f} to {left[1]:.0f})"
+    for name, measure in (("p99", "e2e_p99"), ("p95", "e2e_p95")):
+        tail = measured.gain(arm, load, measure)
+        if tail is not None:
+            if tail.high * measured.floor(load, measure) < 1:
+                return f"its {name} is longer: {tail} as fast as the baseline's"
+            break
+    cost = _costlier(measured, arm, load)
+    return f"an accepted answer costs more: {cost}" if cost else ""
+
+
+def _costlier(measured: Measured, arm: str, load: str) -> str:
+    """By how much an accepted answer is shown to cost more than the baseline's; empty where that is not shown."""
     base, own = (measured.cost(name, load) for name in (BASELINE, arm))
-    if base is not None and own is not None and base[1] is not None and own[1] is not None and own[1][0] > base[1][1]:
-        return f"an accepted answer costs more ({own[0]:.3g} {own[2]}, the baseline's {base[0]:.3g})"
-    return ""
+    if base is None or own is None:
+        return ""
+    paired = measured.gain(arm, load, COST)
+    apart = base[1] is not None and own[1] is not None and own[1][0] > base[1][1]
+    shown = apart if paired is None else paired.high * measured.floor(load, COST) < 1
+    return f"{own[0]:.3g} {own[2]}, the baseline's {base[0]:.3g}" if shown else ""
 
 
 def _choose(case: Case, measured: Measured, load: str, refused: Mapping[str, str]) -> LoadAdvice:
@@ -162,7 +176,7 @@ def _choose(case: Case, measured: Measured, load: str, refused: Mapping[str, str
         own = measured.gain(arm, load)
         if own is None or _harm(measured, arm, load):
             continue
-        if own.low > max(floor, 1.0 if gain is None else gain.gain):
+        if own.low > floor and _beats(measured, load, arm, own, chosen, gain):
             chosen, gain, because = arm, own, "speed"
     if chosen == BASELINE and QUANTIZED in measured.arms and QUANTIZED not in refused:
         tight = RULES[0](case)
@@ -172,6 +186,14 @@ def _choose(case: Case, measured: Measured, load: str, refused: Mapping[str, str
             chosen, because = QUANTIZED, "memory"
     tokens = measured.draft_tokens(chosen) if measured.speculates(chosen) else None
     return LoadAdvice(load, chosen, tokens, E2E, gain, because, _why(measured, load, gain, because, refused))
+
+
+def _beats(measured: Measured, load: str, arm: str, own: Gain, chosen: str, gain: Gain | None) -> bool:
+    """Whether `arm` is shown to be faster than what is chosen so far: paired where the file pairs the two."""
+    if gain is None:
+        return True
+    plain = measured.over_plain(arm, load) if chosen == measured.target(arm) else None
+    return own.low > gain.gain if plain is None else plain.low > measured.floor(load)
 
 
 def _why(measured: Measured, load: str, gain: Gain | None, because: str, refused: Mapping[str, str]) -> str:
@@ -281,6 +303,10 @@ def _cautions(case: Case, loads: tuple[LoadAdvice, ...]) -> list[str]:
             said.append(
                 f"At {advice.load} {share:.0%} of requests to `{advice.deploy}` meet the SLO: lower the load a server."
             )
+    for pair, found in (measured.report.get("sampling") or {}).items():
+        p_value = number(found.get("p_holm")) if isinstance(found, Mapping) else None
+        if p_value is not None and p_value < SIGNIFICANT:
+            said.append(f"Sampled answers of {pair} do not have one distribution (p = {p_value:.2g}, adjusted).")
     for arm in dict.fromkeys(advice.deploy for advice in loads):
         said += _probed(arm, measured.arms.get(arm, {}).get("probe"))
     said += _unjudged(case, measured, loads)

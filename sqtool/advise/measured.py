@@ -105,9 +105,13 @@ class Measured:
         if arm == BASELINE:
             return None
         known = ((self.report.get("interaction") or {}).get(load) or {}).get(measure) or {}
-        # The arms beside the four may stand there under their own names.
-        paired = _gain(known.get(GAIN_OF.get(arm, arm)))
+        paired = _gain(known.get(GAIN_OF[arm]) if arm in GAIN_OF else (known.get("others") or {}).get(arm))
         return paired or self._from_intervals(arm, load, measure)
+
+    def over_plain(self, arm: str, load: str, measure: str = E2E) -> Gain | None:
+        """How many times better a speculating arm was than the arm with the same target that does not speculate."""
+        known = ((self.report.get("interaction") or {}).get(load) or {}).get(measure) or {}
+        return _gain((known.get("over_plain") or {}).get(arm))
 
     def _from_intervals(self, arm: str, load: str, measure: str) -> Gain | None:
         group, _, name = measure.rpartition("_")

@@ -69,7 +69,9 @@ def memory_bound(case: Case) -> Rule:
         number((case.measured.at(BASELINE, load).get("counters") or {}).get("preemptions")) or 0
         for load in case.measured.loads
     )
-    evidence: dict[str, Any] = {"weights_bytes": weights, "kv_cache_bytes": cache, "preemptions": preempted}
+    evidence: dict[str, Any] = {"weights_bytes": weights, "kv_cache_bytes": cache}
+    if preempted:
+        evidence["preemptions"] = preempted
     if not weights or not cache:
         if not preempted:
             return _unknown("memory_bound", limit, evidence)

@@ -134,20 +134,20 @@ def _verdict_section(approval: Mapping[str, Any]) -> Section:
         gated = [metric for metric in verdict.get("metrics", ()) if metric.get("gated")]
         rows += [(str(name).replace("/", " against "), *metric_row(metric)) for metric in gated]
     tables = [("", Table(("pair", *HEADERS), tuple(rows)))] if rows else []
-    rules = [
-        (str(r.get("rule")), value(number(r.get("value"))), _ends(r.get("ci")), value(number(r.get("limit"))), _kept(r))
-        for r in approval.get("rules") or ()
-    ]
+    rules = [_rule_row(rule) for rule in approval.get("rules") or ()]
     if rules:
-        tables.append(("Rules of the recipe", Table(("rule", "value", "interval", "limit", "kept"), tuple(rules))))
+        headers = ("rule", "load", "arm", "value", "interval", "limit", "kept")
+        tables.append(("Rules of the recipe", Table(headers, tuple(rules))))
     what = "blocks the release" if approval.get("gate") == "block" else "does not block the quantized release"
     lines = [f"{status(approval)}. A verdict against speculation {what}."]
     lines += [str(reason) for reason in approval.get("reasons") or ()]
     return Section("Verdict on speculation", tuple(tables), tuple(lines))
 
 
-def _kept(rule: Mapping[str, Any]) -> str:
-    return {True: "yes", False: "NO"}.get(rule.get("ok"), "not measured")  # type: ignore[arg-type]
+def _rule_row(rule: Mapping[str, Any]) -> tuple[str, ...]:
+    status = str(rule.get("status") or ("kept" if rule.get("ok") is True else "not kept")).replace("_", " ")
+    figures = value(number(rule.get("value"))), _ends(rule.get("ci")), value(number(rule.get("limit")))
+    return str(rule.get("rule")), str(rule.get("load") or NONE), str(rule.get("arm") or NONE), *figures, status
 
 
 def _ends(ends: Any) -> str:
@@ -225,7 +225,10 @@ def _sampling(measured: Measured) -> list[str]:
     for pair, found in (measured.report.get("sampling") or {}).items():
         p_value = number(found.get("p_value")) if isinstance(found, Mapping) else None
         if p_value is not None:
-            said.append(f"sampled answers, {pair}: p = {p_value:.3g} ({found.get('test', 'test not named')})")
+            adjusted = number(found.get("p_holm"))
+            more = "" if adjusted is None else f", adjusted {adjusted:.3g}"
+            test = found.get("test", "test not named")
+            said.append(f"one distribution of sampled answers, {pair}: p = {p_value:.3g}{more} ({test})")
     return said
 
 
@@ -235,9 +238,10 @@ def _missing(measured: Measured) -> Table:
     rows: dict[tuple[str, str], list[str]] = {}
     for entry in measured.report.get("missing") or ():
         key = str(entry.get("measure")), str(entry.get("reason"))
-        rows.setdefault(key, []).append(str(entry.get("arm") or "all"))
-    cells = tuple((measure, ", ".join(dict.fromkeys(arms)), reason) for (measure, reason), arms in rows.items())
-    return Table(("measure", "arm", "reason"), cells)
+        where = " at ".join(str(part) for part in (entry.get("arm"), entry.get("load")) if part)
+        rows.setdefault(key, []).append(where or "all")
+    cells = tuple((measure, ", ".join(dict.fromkeys(places)), reason) for (measure, reason), places in rows.items())
+    return Table(("measure", "where", "reason"), cells)
 
 
 def _sentences(measured: Measured) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqtool.advise.measured import CONTROL, E2E, Measured, number, pair
+from sqtool.advise.measured import CONTROL, E2E, Gain, Measured, number, pair
 from sqtool.report.numbers import milliseconds, percent, value
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ MEASURES = {
     "e2e_p50": "end to end p50",
     "e2e_p95": "end to end p95",
     "e2e_p99": "end to end p99",
+    "ttft_p95": "TTFT p95",
+    "tpot_p95": "TPOT p95",
+    "cost_per_accepted_answer": "cost per accepted answer",
     "output_tokens_per_s": "tokens/s",
     "goodput": "goodput",
 }
@@ -106,7 +109,8 @@ def worth_table(measured: Measured, load: str) -> Table:
         rows.append(
             (
                 arm_name(arm),
-                NONE if gain is None else f"{gain.gain:.2f} [{gain.low:.2f}, {gain.high:.2f}]",
+                _gain_text(gain),
+                _gain_text(None if arm == CONTROL else measured.over_plain(arm, load)),
                 cost_text(measured, arm, load),
                 f"{accepted['n']}/{accepted['of']}" if accepted.get("of") else NONE,
                 same_answers(measured, arm),
@@ -120,6 +124,7 @@ def worth_table(measured: Measured, load: str) -> Table:
     headers = (
         "arm",
         f"gain, {MEASURES[E2E]} [interval]",
+        "over the same weights without speculation",
         "cost per accepted answer [interval]",
         "accepted",
         "same answers",
@@ -149,18 +154,21 @@ def acceptance_table(measured: Measured, load: str) -> Table:
                 _plain(found.get("mean_acceptance_length"), ends.get("mean_acceptance_length")),
                 *places,
                 *[NONE] * (longest - len(places)),
-                str(steps.get("forward_passes_saved", NONE)),
-                milliseconds(number(steps.get("verify_step_ms"))),
-                milliseconds(number(steps.get("draft_ms_per_token"))),
+                _saved(steps),
+                milliseconds(number(steps.get("plain_step_ms"))),
+                _estimate(steps.get("step_ms"), 1),
+                _estimate(steps.get("step_ratio"), 2),
+                milliseconds(number(steps.get("draft_ms_per_token_at_most"))),
             )
         )
     positions = tuple(f"token {at}" for at in range(1, longest + 1))
     headers = (
-        "arm", "verifications", "acceptance [interval]", "mean length [interval]", *positions,
-        "target passes saved", "verify step ms", "draft ms/token",
+        "arm", "verifications", "acceptance [interval]", "mean length [interval]", *positions, "target passes saved",
+        "step ms without speculation", "with [interval]", "ratio [interval]", "draft ms/token at most",
     )  # fmt: skip
     notes = (
         "Mean length: 1 + accepted tokens a verification. Token i: how often the i-th drafted token was accepted.",
+        "A step with speculation drafts and verifies; the same weights' step without it is what it is compared with.",
     )
     return Table(headers, tuple(rows), notes)
 
@@ -241,6 +249,10 @@ def same_answers(measured: Measured, arm: str) -> str:
     return f"{last['identical']}/{last['of']} of {last['with']}"
 
 
+def _gain_text(gain: Gain | None) -> str:
+    return NONE if gain is None else f"{gain.gain:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
+
+
 def cost_text(measured: Measured, arm: str, load: str) -> str:
     """Cost per accepted answer with its interval and unit."""
     cost = measured.cost(arm, load)
@@ -284,6 +296,17 @@ def _plain(middle: Any, ends: Any, digits: int = 2) -> str:
 
 def _gain(entry: Any) -> str:
     return _plain(entry.get("gain"), entry.get("ci")) if isinstance(entry, Mapping) else NONE
+
+
+def _saved(steps: Mapping[str, Any]) -> str:
+    saved, share = steps.get("forward_passes_saved"), number(steps.get("share_saved"))
+    if number(saved) is None:
+        return NONE
+    return f"{saved:,.0f}" + ("" if share is None else f" ({percent(share, 0)})")
+
+
+def _estimate(entry: Any, digits: int) -> str:
+    return _plain(entry.get("value"), entry.get("ci"), digits) if isinstance(entry, Mapping) else NONE
 
 
 def _points(entry: Any) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evals.engines import conditions
 from sqtool.advise import advise
-from sqtool.advise.measured import BASELINE, BOTH, QUANTIZED, SPECULATIVE, Measured, check_schema
+from sqtool.advise.measured import BASELINE, BOTH, QUANTIZED, SPECULATIVE, Measured, check_schema, number, pair
 from sqtool.errors import DataError
 from sqtool.files import write_json
 from sqtool.gate.records import task_files
@@ -196,12 +196,13 @@ def _lines(path: Path) -> Iterable[str]:
 
 def _broken(rule: Mapping[str, Any]) -> str:
     """Why one of the recipe's rules is not kept; one that could not be measured is not kept either."""
-    name = f"speculate.rules.{rule.get('rule')}"
-    value, limit = rule.get("value"), rule.get("limit")
-    if not isinstance(value, int | float) or rule.get("ok") is None:
-        why = f" ({rule['reason']})" if rule.get("reason") else ""
-        return f"{name}: not measured{why}, and the recipe asks for it"
-    ends = rule.get("ci")
-    shown = f" [{ends[0]:.3g}, {ends[1]:.3g}]" if isinstance(ends, list | tuple) and len(ends) == 2 else ""
     where = f" at {rule['load']}" if rule.get("load") else ""
-    return f"{name}: {value:.3g}{shown}{where}, the limit is {limit:.3g}"
+    name = f"speculate.rules.{rule.get('rule')}{where}"
+    why = f": {rule['reason']}" if rule.get("reason") else ""
+    value, limit = number(rule.get("value")), number(rule.get("limit"))
+    if value is None or limit is None:
+        return f"{name} is not shown to be kept{why}"
+    ends = pair(rule.get("ci"))
+    shown = f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else ""
+    kept = "is not kept" if ends and ends[0] > limit else "is not shown to be kept"
+    return f"{name} {kept}: {value:.3g}{shown}, the limit is {limit:.3g}"

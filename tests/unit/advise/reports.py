@@ -14,6 +14,25 @@ Interval = tuple[float, float, float]
 """(gain, low, high)."""
 
 
+PHASES = {"missing": "vLLM reports no time per phase"}
+STEPS = {
+    "engine_steps": 700,
+    "target_forward_passes": 1200,
+    "forward_passes_saved": 2800,
+    "share_saved": 0.7,
+    "exact": True,
+    "step_ms": {"value": 18.0, "ci": [17.5, 18.5]},
+    "plain_step_ms": 15.0,
+    "overhead_ms": {"value": 3.0, "ci": [2.5, 3.5]},
+    "step_ratio": {"value": 1.2, "ci": [1.16, 1.24]},
+    "verify_step_ms": PHASES,
+    "draft_ms_per_token": PHASES,
+    "verify_step_ms_bounds": [15.0, 18.0],
+    "draft_ms_per_token_at_most": 0.75,
+}
+PLAIN_STEPS = {"engine_steps": 700, "target_forward_passes": 4000, "forward_passes_saved": 0, "exact": True}
+
+
 def around(value: float, spread: float = 0.02) -> list[float]:
     return [value * (1 - spread), value * (1 + spread)]
 
@@ -67,7 +86,7 @@ def at_load(
         "output_tokens_per_s": 200 * gain,
         "requests_per_s": 6.4 * gain,
         "latency": figures,
-        "goodput": {"requests_per_s": 6.0 * gain, "share": 1.0, "ci": [0.97, 1.0]},
+        "goodput": {"requests_per_s": 6.0 * gain, "share": 1.0, "ci": {"share": [0.97, 1.0], "requests_per_s": None}},
         "accepted": {"n": 120, "of": 128, "within_slo": 120},
         "cost": {
             "per_accepted_answer": 0.16 / gain,
@@ -75,14 +94,7 @@ def at_load(
             "unit": "device_seconds",
             "accepted": 120,
         },
-        "steps": {
-            "target_forward_passes": 1200,
-            "forward_passes_saved": 2800,
-            "verify_step_ms": 16.0,
-            "draft_ms_per_token": 2.0,
-        }
-        if speculates
-        else {"missing": "this arm does not speculate"},
+        "steps": STEPS if speculates else PLAIN_STEPS,
         "speculation": spoken,
         "kinds": {"recall": kind, "lookup": kind},
     }
@@ -161,7 +173,7 @@ def report(
         },
         "sampling": None,
         "rules": [],
-        "missing": [{"measure": "device_peak_bytes", "arm": "baseline", "reason": "no GPU here"}],
+        "missing": [{"measure": "device_peak_bytes", "arm": "baseline", "load": None, "reason": "no GPU here"}],
     }
 
 
@@ -169,7 +181,8 @@ def _interaction(per: Mapping[str, Interval]) -> dict[str, Any]:
     entry: dict[str, Any] = {
         GAIN_OF[arm]: {"gain": known[0], "ci": list(known[1:])} for arm, known in per.items() if arm in GAIN_OF
     }
-    if set(entry) == {"quantization", "speculation", "both"}:
+    entry["others"] = {"baseline_again": {"gain": 1.0, "ci": [0.98, 1.02]}}
+    if {"quantization", "speculation", "both"} <= set(entry):
         product = entry["quantization"]["gain"] * entry["speculation"]["gain"]
         ratio = entry["both"]["gain"] / product
         entry |= {"product": product, "ratio": {"value": ratio, "ci": around(ratio, 0.05)}}

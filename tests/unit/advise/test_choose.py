@@ -160,9 +160,32 @@ def test_harm_beside_the_median(change: dict[str, Any], said: str) -> None:
 
 def test_a_longer_tail_is_harm() -> None:
     value = report()
-    value["arms"]["both"]["loads"]["c16"]["latency"]["e2e_ms"]["ci"]["p99"] = [2000.0, 3000.0]
+    value["interaction"]["c16"]["e2e_p95"]["both"] = {"gain": 0.7, "ci": [0.6, 0.8]}
+    value["arms"]["both"]["loads"]["c16"]["latency"]["e2e_ms"]["ci"]["p99"] = None  # too few requests for it
     told = advise(value, verdict=gate(), speculation=approval())
-    assert "its p99 is longer (2000 to 3000 ms" in arm(told, "both").reason
+    assert told.loads[0].deploy == "speculative"
+    assert arm(told, "both").reason == "c16: its p95 is longer: 0.70 times [0.60, 0.80] as fast as the baseline's"
+    value["interaction"]["c16"]["e2e_p99"] = {"both": {"gain": 1.5, "ci": [1.2, 1.8]}}
+    assert advise(value, verdict=gate(), speculation=approval()).loads[0].deploy == "both", "p99 says more than p95"
+
+
+def test_speculation_must_add_to_the_same_weights_by_the_paired_figure() -> None:
+    gains = {"c1": {"quantized": (1.5, 1.3, 1.7), "speculative": (0.9, 0.8, 1.1), "both": (1.6, 1.4, 1.8)}}
+    value = report(gains)
+    assert advise(value, verdict=gate(), speculation=approval()).loads[0].deploy == "quantized"
+    over = {"both": {"against": "quantized", "gain": 1.07, "ci": [1.05, 1.09]}}
+    value["interaction"]["c1"]["e2e_p50"]["over_plain"] = over
+    assert advise(value, verdict=gate(), speculation=approval()).loads[0].deploy == "both", (
+        "the pairing tells them apart"
+    )
+    over["both"]["ci"] = [0.99, 1.15]
+    assert advise(value, verdict=gate(), speculation=approval()).loads[0].deploy == "quantized"
+
+
+def test_sampled_answers_of_another_distribution_are_a_caution() -> None:
+    value = {**report(), "sampling": {"both/quantized": {"p_value": 0.001, "p_holm": 0.002, "test": "energy"}}}
+    told = advise(value, verdict=gate(), speculation=approval())
+    assert "Sampled answers of both/quantized do not have one distribution (p = 0.002, adjusted)." in told.cautions
 
 
 def test_nothing_measured() -> None:

@@ -145,12 +145,16 @@ def test_other_conditions_are_not_approved(tmp_path: Path, sides: Sides) -> None
     ("rule", "said"),
     [
         (
-            {"rule": "max_p99_ratio", "value": 1.31, "limit": 1.1, "ci": [1.2, 1.4], "ok": False},
-            "speculate.rules.max_p99_ratio: 1.31 [1.2, 1.4], the limit is 1.1",
+            {"rule": "max_p99_ratio", "load": "c16", "value": 1.31, "limit": 1.1, "ci": [1.2, 1.4], "ok": False},
+            "speculate.rules.max_p99_ratio at c16 is not kept: 1.31 [1.2, 1.4], the limit is 1.1",
         ),
         (
-            {"rule": "max_cost_ratio", "value": None, "limit": 1.0, "ci": None, "ok": None, "reason": "nothing scored"},
-            "speculate.rules.max_cost_ratio: not measured (nothing scored), and the recipe asks for it",
+            {"rule": "max_p99_ratio", "load": "c16", "value": 1.05, "limit": 1.1, "ci": [0.9, 1.4], "ok": False},
+            "speculate.rules.max_p99_ratio at c16 is not shown to be kept: 1.05 [0.9, 1.4], the limit is 1.1",
+        ),
+        (
+            {"rule": "max_cost_ratio", "value": None, "limit": 1.0, "ci": None, "ok": False, "reason": "none scored"},
+            "speculate.rules.max_cost_ratio is not shown to be kept: none scored",
         ),
     ],
 )
