@@ -98,6 +98,8 @@ class Facts:
     measured: list[tuple[str, str]] = field(default_factory=list)
     stages: Table | None = None
     serve: str = ""
+    serve_speculative: str = ""
+    """The same with the drafter that was measured; empty unless speculation is approved."""
     release: str = ""
     model: str = ""
     recipe: str = ""
@@ -290,6 +292,7 @@ def _add_release(facts: Facts, release: Mapping[str, Any] | None, verdict: str |
         held = "the gate could NOT decide, and the recipe allows that (gate.inconclusive: allow)"
     facts.why.insert(0, f"{held}; published as {release['path']}")
     facts.serve = str(release.get("serve") or "")
+    facts.serve_speculative = str(release.get("serve_speculative") or "")
 
 
 def _read(path: Path) -> Any:

@@ -88,7 +88,7 @@ def make_run(tmp_path: Path) -> Make:
             "evaluate": {"engine": ENGINE, "tasks": {}, "drift": DRIFT},
             "gate": {"outcome": verdict.outcome},
             "speculate": {},
-            "approve": {"approved": True},
+            "approve": {"approved": True, "reasons": [], "gate": "report"},
             "release": {
                 "path": "artifacts/releases/demo/2026-01-01-abc",
                 "serve": "vllm serve artifacts/releases/demo/2026-01-01-abc --tool-call-parser hermes",
