@@ -64,7 +64,7 @@ def _lines(told: Advice, *, rules: bool) -> Iterator[str]:
         yield from (f"  - {line}" for line in told.cautions)
     yield from ("", "Arms")
     for arm in told.arms:
-        yield f"  {arm.arm}: {arm.says}. {arm.reason}"
+        yield f"  {arm.arm}: {arm.says}: {arm.reason}"
         yield f"    to operate: {arm.complexity}"
         yield from (f"    fails when: {mode}" for mode in arm.complexity.failure_modes)
     if rules:

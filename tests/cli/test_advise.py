@@ -44,7 +44,7 @@ def test_a_refused_candidate(sqtool_: Sqtool, make_run: Callable[..., Path]) -> 
     said = sqtool_("advise", "demo")
     assert said.code == 0
     assert said.out.startswith("Serve the baseline: the gate did not accept the candidate.")
-    assert "  quantized: no. the gate did not accept the candidate (REGRESSED)" in said.out
+    assert "  quantized: no: the gate did not accept the candidate (REGRESSED)" in said.out
 
 
 @pytest.mark.parametrize("stage", ["nothing", "everything"])
