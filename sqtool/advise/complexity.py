@@ -44,10 +44,17 @@ class Complexity:
     def __str__(self) -> str:
         parts = [f"{self.processes} server", f"{self.models} model{'s' if self.models > 1 else ''}"]
         if self.memory_bytes is not None:
-            parts.append(f"{self.memory_bytes / 1e9:.3g} GB of weights")
+            parts.append(f"{_size(self.memory_bytes)} of weights")
         if self.start_seconds is not None:
             parts.append(f"starts in {self.start_seconds:.0f} s")
         return ", ".join([*parts, f"{len(self.knobs)} knobs" if self.knobs else "no further knobs"])
+
+
+def _size(number_of_bytes: float) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if number_of_bytes >= scale:
+            return f"{number_of_bytes / scale:.3g} {unit}"
+    return f"{number_of_bytes / 1e3:.3g} kB"
 
 
 def complexity(measured: Measured | None, arm: str) -> Complexity:

@@ -128,7 +128,7 @@ def decode_bound(case: Case) -> Rule:
 
 def fragile_quality(case: Case) -> Rule:
     """Fragile quality -> be conservative."""
-    limit = f"no PASS, less than {SMALL_ROOM:.0%} of a margin left, or speculation judged and not approved"
+    limit = f"no PASS, less than {SMALL_ROOM:.0%} of a margin left, or task scores with speculation did not hold"
     if case.verdict is None:
         return _unknown("fragile_quality", limit)
     gated = [m for m in case.verdict.get("metrics", ()) if m.get("gated") and number(m.get("margin"))]
@@ -137,19 +137,20 @@ def fragile_quality(case: Case) -> Rule:
     }
     least = min(room, key=room.__getitem__) if room else None
     outcome = str(case.verdict.get("outcome"))
-    judged = case.speculation is not None
+    arms = (case.speculation or {}).get("arms") or {}
+    failed = [arm for arm in (SPECULATIVE, BOTH) if arm in arms and arms[arm].get("approved") is not True]
     evidence = {
         "gate": outcome,
         "least_room": None if least is None else {"metric": least, "share_of_margin": room[least]},
-        "speculation_approved": case.approved if judged else None,
+        "task_scores_did_not_hold": failed,
     }
     why = []
     if outcome != "PASS":
         why.append(f"the gate said {outcome}")
     elif least is not None and room[least] < SMALL_ROOM:
         why.append(f"{least} has only {room[least]:.0%} of its margin left")
-    if judged and not case.approved:
-        why.append("speculation is not approved")
+    if failed:
+        why.append(f"the task scores of {' and '.join(failed)} did not hold")
     if why:
         said = f"Be conservative: {', and '.join(why)}. Change one thing at a time, and judge it on more items."
     else:

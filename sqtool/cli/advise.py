@@ -66,7 +66,12 @@ def _lines(told: Advice, *, rules: bool) -> Iterator[str]:
     for arm in told.arms:
         yield f"  {arm.arm}: {arm.says}: {arm.reason}"
         yield f"    to operate: {arm.complexity}"
-        yield from (f"    fails when: {mode}" for mode in arm.complexity.failure_modes)
+    modes = dict.fromkeys(mode for arm in told.arms for mode in arm.complexity.failure_modes)
+    if modes:
+        yield from ("", "What goes wrong at night, and with which arms")
+    for mode in modes:
+        having = [arm.arm for arm in told.arms if mode in arm.complexity.failure_modes]
+        yield f"  - {mode} ({', '.join(having)})"
     if rules:
         yield from ("", "Rules, and what each looked at")
         for rule in told.rules:

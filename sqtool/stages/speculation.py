@@ -73,6 +73,8 @@ def judge_speculation(
     for arm in measured.arms:
         if not measured.speculates(arm):
             continue
+        if arm not in DECIDE and not (folder / "arms" / arm / QUALITY).is_dir():
+            continue  # measured for its speed alone: nothing is said of its answers, and so it is not recommended
         target = measured.target(arm)
         engine = measured.arms[arm].get("engine") or {}
         judged, reasons = _judge_arm(folder, arm, spec, sides, target, engine, some_items, ended_early)
@@ -203,6 +205,7 @@ def _broken(rule: Mapping[str, Any]) -> str:
     if value is None or limit is None:
         return f"{name} is not shown to be kept{why}"
     ends = pair(rule.get("ci"))
-    shown = f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else ""
-    kept = "is not kept" if ends and ends[0] > limit else "is not shown to be kept"
-    return f"{name} {kept}: {value:.3g}{shown}, the limit is {limit:.3g}"
+    if ends is None:
+        return f"{name} is not shown to be kept: {value:.3g}, the limit is {limit:.3g}, no interval{why}"
+    kept = "is not kept" if ends[0] > limit else "is not shown to be kept"
+    return f"{name} {kept}: {value:.3g} [{ends[0]:.3g}, {ends[1]:.3g}], the limit is {limit:.3g}"

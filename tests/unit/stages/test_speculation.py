@@ -14,7 +14,7 @@ from sqtool.gate.spec import GateSpec
 from sqtool.speculate.spec import SpeculateSpec
 from sqtool.stages import approve
 from sqtool.stages.speculation import SPECULATION_VERDICT, Sides, judge_speculation
-from tests.unit.advise.reports import report
+from tests.unit.advise.reports import gate, report
 
 ITEMS = 400
 GATE = GateSpec.model_validate({"metrics": {"recall.exact_match": 0.02}})
@@ -186,3 +186,13 @@ def test_block_is_exit_1_and_report_is_not(monkeypatch: pytest.MonkeyPatch) -> N
         approve.check(spec, summary)
     assert caught.value.exit_code == 1
     assert "speculate: {gate: report}" in caught.value.remedy
+
+
+def test_an_arm_that_was_measured_for_its_speed_alone_is_left_out(tmp_path: Path, sides: Sides) -> None:
+    value = report()
+    value["arms"]["both_k2"] = value["arms"]["both"]
+    folder = stage(tmp_path, {"speculative": 0, "both": 4})
+    result = judge_speculation(folder, value, GATE, sides, verdict=gate())
+    assert set(result["arms"]) == {"speculative", "both"}
+    reasons = {arm["arm"]: arm["reason"] for arm in result["advice"]["arms"]}
+    assert reasons["both_k2"] == "its answers to the tasks were not judged"
