@@ -27,6 +27,7 @@ SPOKEN = {
     "both": "the quantized checkpoint with speculation",
 }
 SIGNIFICANT = 0.05
+SLOWER_AFTER = 1.25
 FAILED_SHARE = 0.01
 """More failed requests than this share above the baseline's, and an arm is not recommended however fast it is."""
 WORDS = {"e2e_p50": "median request"}
@@ -340,8 +341,14 @@ def _probed(arm: str, probe: Any) -> list[str]:
     """What cutting streams off left behind."""
     if not isinstance(probe, Mapping):
         return []
+    said = []
     running = probe.get("running_after_s") or []
     if running and isinstance(running[-1], list | tuple) and running[-1][1]:
         seconds, left = running[-1]
-        return [f"`{arm}`: {left:g} requests were still running {seconds:g} s after their clients had gone."]
-    return []
+        said.append(f"`{arm}`: {left:g} requests were still running {seconds:g} s after their clients had gone.")
+    if probe.get("kv_freed") is False:
+        said.append(f"`{arm}`: the KV cache of streams that were cut off was not freed.")
+    ratio = number(probe.get("e2e_p50_ratio"))
+    if ratio is not None and ratio > SLOWER_AFTER:
+        said.append(f"`{arm}`: after streams were cut off, the median request took {ratio:.2f} times as long.")
+    return said

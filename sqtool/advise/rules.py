@@ -97,6 +97,8 @@ def prefill_bound(case: Case) -> Rule:
     if share is None:
         return _unknown("prefill_bound", limit, evidence)
     queue = _queue(evidence)
+    engine = case.measured.arms[BASELINE].get("engine") if case.measured and BASELINE in case.measured.arms else None
+    cached = str((engine or {}).get("enable_prefix_caching")).lower() == "true"
     if share < PREFILL_SHARE:
         return Rule("prefill_bound", False, evidence, limit, f"{share:.0%} of a request passes before its first token.")
     return Rule(
@@ -104,8 +106,8 @@ def prefill_bound(case: Case) -> Rule:
         True,
         evidence,
         limit,
-        f"Prefix caching and chunked prefill first: {share:.0%} of a request passes before its first token, where "
-        f"drafting does nothing and lighter weights do little.{queue}",
+        f"Prefix caching{' (it is on already)' if cached else ''} and chunked prefill first: {share:.0%} of a request "
+        f"passes before its first token, where drafting does nothing and lighter weights do little.{queue}",
     )
 
 

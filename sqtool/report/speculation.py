@@ -191,7 +191,14 @@ def _whole(measured: Measured) -> list[tuple[str, Table]]:
                     )
                 )
     headers = ("arm", "weights", "draft", "KV cache", "KV cache tokens", "peak", "start")
-    cut = ("arm", "cut off / sent", "still running", "KV cache in use before / after", "median before / after ms")
+    cut = (
+        "arm",
+        "cut off / sent",
+        "still running",
+        "KV cache used before / after",
+        "median before / after ms",
+        "retries answered",
+    )
     same = ("arm", "with", "identical", "share", "different, for example")
     return [
         ("Memory and start", Table(headers, tuple(row for row in memory if set(row[1:]) != {NONE}))),
@@ -209,13 +216,16 @@ def _probe_row(arm: str, probe: Mapping[str, Any]) -> tuple[str, ...]:
     running = probe.get("running_after_s") or []
     left = f"{running[-1][1]:g} after {running[-1][0]:.1f} s" if running else NONE
     usage = [number(probe.get(f"kv_usage_{when}")) for when in ("before", "after")]
+    # The probe's file has seconds.
     times = [number(probe.get(f"e2e_p50_{when}")) for when in ("before", "after")]
+    retries = probe.get("retries") or {}
     return (
         arm_name(arm),
         f"{probe.get('cancelled', NONE)} / {probe.get('sent', NONE)}",
         left,
         " / ".join(NONE if share is None else percent(share, 1) for share in usage),
-        " / ".join(milliseconds(time) for time in times),
+        " / ".join(NONE if time is None else milliseconds(1000 * time) for time in times),
+        f"{retries['answered']} / {retries['retried']}" if "answered" in retries and "retried" in retries else NONE,
     )
 
 

@@ -159,18 +159,20 @@ def acceptance_table(measured: Measured, load: str) -> Table:
                 _estimate(steps.get("step_ms"), 1),
                 _estimate(steps.get("step_ratio"), 2),
                 milliseconds(number(steps.get("draft_ms_per_token_at_most"))),
+                _estimate(steps.get("marginal_ms_per_draft_token"), 2),
             )
         )
     positions = tuple(f"token {at}" for at in range(1, longest + 1))
     headers = (
         "arm", "verifications", "acceptance [interval]", "mean length [interval]", *positions, "target passes saved",
         "step ms without speculation", "with [interval]", "ratio [interval]", "draft ms/token at most",
+        "one more draft token ms [interval]",
     )  # fmt: skip
     notes = (
         "Mean length: 1 + accepted tokens a verification. Token i: how often the i-th drafted token was accepted.",
         "A step with speculation drafts and verifies; the same weights' step without it is what it is compared with.",
     )
-    return Table(headers, tuple(rows), notes)
+    return _without_empty(Table(headers, tuple(rows), notes))
 
 
 def kinds_table(measured: Measured, load: str) -> Table:

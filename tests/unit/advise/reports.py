@@ -15,6 +15,16 @@ Interval = tuple[float, float, float]
 
 
 PHASES = {"missing": "vLLM reports no time per phase"}
+PROBED = {
+    "kv_usage_before": 0.0,
+    "kv_usage_after": 0.0,
+    "e2e_p50_before": 0.4,
+    "e2e_p50_after": 0.41,
+    "retries": {"retried": 4, "answered": 4, "same_answer": 4},
+    "idle_after_s": 1.0,
+    "kv_freed": True,
+    "e2e_p50_ratio": 1.025,
+}
 STEPS = {
     "engine_steps": 700,
     "target_forward_passes": 1200,
@@ -135,7 +145,7 @@ def report(
                 for load, per in gains.items()
             },
             "quality": {"recall.exact_match": 0.97} if speculates else None,
-            "probe": {"cancelled": 4, "sent": 40, "running_after_s": [[0.5, 2.0], [1.0, 0.0]]},
+            "probe": {"cancelled": 4, "sent": 40, "running_after_s": [[0.5, 2.0], [1.0, 0.0]]} | PROBED,
         }
     arms["baseline_again"] = {
         **arms["baseline"],

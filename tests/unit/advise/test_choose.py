@@ -220,6 +220,10 @@ def test_requests_that_outlive_their_clients() -> None:
     value["arms"]["both"]["probe"]["running_after_s"] = [[1.0, 3.0], [10.0, 2.0]]
     told = advise(value, verdict=gate(), speculation=approval())
     assert "`both`: 2 requests were still running 10 s after their clients had gone." in told.cautions
+    value["arms"]["both"]["probe"] |= {"kv_freed": False, "e2e_p50_ratio": 1.5}
+    told = advise(value, verdict=gate(), speculation=approval())
+    assert "`both`: the KV cache of streams that were cut off was not freed." in told.cautions
+    assert "`both`: after streams were cut off, the median request took 1.50 times as long." in told.cautions
 
 
 def test_another_schema_is_refused() -> None:

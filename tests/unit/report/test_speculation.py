@@ -43,6 +43,8 @@ def test_one_section_a_load_and_the_advice_last(make_run: Make) -> None:
     assert facts.speculation[1].startswith("advice: it depends on the load: ")
     found = headings(write_report(folder).read_text())
     assert found[-3:] == ["What to deploy", "Each arm", "Rules"]
+    text = (folder / "report.md").read_text()
+    assert "| both | 4 / 40 | 0 after 1.0 s | 0.0 % / 0.0 % | 400 / 410 | 4 / 4 |" in text
     for title in (
         "Verdict on speculation",
         "Speculative decoding at c1: 1 request at once",
