@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sqtool.advise.cautions import cautions
 from sqtool.advise.complexity import Complexity, complexity, rank
-from sqtool.advise.measured import BASELINE, E2E, FOUR, QUANTIZED, Gain, Measured, check_schema, number
+from sqtool.advise.measured import BASELINE, E2E, FOUR, QUANTIZED, Gain, Measured, check_schema
 from sqtool.advise.rules import RULES, Case, Rule
 
 SCHEMA = "sqtool.advice/1"
@@ -26,8 +27,6 @@ SPOKEN = {
     "speculative": "the baseline with speculation",
     "both": "the quantized checkpoint with speculation",
 }
-SIGNIFICANT = 0.05
-SLOWER_AFTER = 1.25
 FAILED_SHARE = 0.01
 """More failed requests than this share above the baseline's, and an arm is not recommended however fast it is."""
 WORDS = {"e2e_p50": "median request"}
@@ -50,7 +49,8 @@ class LoadAdvice:
 
 @dataclass(frozen=True)
 class ArmAdvice:
-    """What is to be thought of one arm: `deploy` (at the loads named in `reason`), `possible` or `no`."""
+    """What is to be thought of one arm: `deploy` (at the loads named in `reason`), `not here` (it may be served, and
+    nothing shown speaks for it), or `no` (it must not be)."""
 
     arm: str
     says: str
@@ -98,7 +98,7 @@ def advise(
         arms=tuple(_arm(case, name, loads, refused) for name in _arms(case)),
         rules=rules,
         first=_first(case, rules),
-        cautions=tuple(_cautions(case, loads)),
+        cautions=tuple(cautions(case, loads)),
     )
 
 
@@ -222,9 +222,9 @@ def _arm(case: Case, arm: str, loads: tuple[LoadAdvice, ...], refused: Mapping[s
     if measured is None:
         only = arm == BASELINE and case.quantized_accepted
         reason = "it is what the candidate was measured against" if only else _unmeasured(case, arm)
-        return ArmAdvice(arm, "possible" if only else "deploy", reason, parts)
+        return ArmAdvice(arm, "not here" if only else "deploy", reason, parts)
     reasons = [f"{advice.load}: {_passed_over(measured, arm, advice)}" for advice in loads]
-    return ArmAdvice(arm, "possible", "; ".join(reasons) or "it was measured at no load", parts)
+    return ArmAdvice(arm, "not here", "; ".join(reasons) or "it was measured at no load", parts)
 
 
 def _passed_over(measured: Measured, arm: str, advice: LoadAdvice) -> str:
@@ -284,71 +284,3 @@ def _first(case: Case, rules: tuple[Rule, ...]) -> tuple[str, ...]:
     if case.measured is None:
         return ("Measure before you choose: `sqtool speculate RECIPE`.",)
     return ("Nothing stands out: neither memory, prompts, tokens nor quality asks for a change first.",)
-
-
-def _cautions(case: Case, loads: tuple[LoadAdvice, ...]) -> list[str]:
-    measured = case.measured
-    if measured is None:
-        return []
-    said = [
-        rule.says for rule in (rule(case) for rule in RULES) if rule.name == "gains_do_not_multiply" and rule.applies
-    ]
-    if len({advice.deploy for advice in loads}) > 1:
-        said.append(
-            "The ranking changes with the load: choose for the load that the server will see, not for the best one."
-        )
-    for advice in loads:
-        goodput = measured.at(advice.deploy, advice.load).get("goodput")
-        share = goodput.get("share") if isinstance(goodput, Mapping) else None
-        if isinstance(share, int | float) and share < 1 - FAILED_SHARE:
-            said.append(
-                f"At {advice.load} {share:.0%} of requests to `{advice.deploy}` meet the SLO: lower the load a server."
-            )
-    for pair, found in (measured.report.get("sampling") or {}).items():
-        p_value = number(found.get("p_holm")) if isinstance(found, Mapping) else None
-        if p_value is not None and p_value < SIGNIFICANT:
-            said.append(f"Sampled answers of {pair} do not have one distribution (p = {p_value:.2g}, adjusted).")
-    for arm in dict.fromkeys(advice.deploy for advice in loads):
-        said += _probed(arm, measured.arms.get(arm, {}).get("probe"))
-    said += _unjudged(case, measured, loads)
-    if not measured.report.get("control"):
-        said.append("No A/A arm ran, so it is not known how much two runs of the same server differ here.")
-    return said
-
-
-def _unjudged(case: Case, measured: Measured, loads: tuple[LoadAdvice, ...]) -> list[str]:
-    """Arms that would be the choice, had their answers been judged."""
-    said = []
-    judged = (case.speculation or {}).get("arms") or {}
-    for arm in sorted(measured.arms, key=lambda name: rank(measured, name)):
-        if arm in judged or not measured.speculates(arm) or not case.approved:
-            continue
-        faster = [
-            a.load
-            for a in loads
-            if (own := measured.gain(arm, a.load)) is not None
-            and own.low > max(measured.floor(a.load), a.gain.gain if a.gain else 1.0)
-        ]
-        if faster:
-            said.append(
-                f"`{arm}` is faster still at {', '.join(faster)}, and its answers were not judged: make it the setting "
-                "of the recipe and run again."
-            )
-    return said
-
-
-def _probed(arm: str, probe: Any) -> list[str]:
-    """What cutting streams off left behind."""
-    if not isinstance(probe, Mapping):
-        return []
-    said = []
-    running = probe.get("running_after_s") or []
-    if running and isinstance(running[-1], list | tuple) and running[-1][1]:
-        seconds, left = running[-1]
-        said.append(f"`{arm}`: {left:g} requests were still running {seconds:g} s after their clients had gone.")
-    if probe.get("kv_freed") is False:
-        said.append(f"`{arm}`: the KV cache of streams that were cut off was not freed.")
-    ratio = number(probe.get("e2e_p50_ratio"))
-    if ratio is not None and ratio > SLOWER_AFTER:
-        said.append(f"`{arm}`: after streams were cut off, the median request took {ratio:.2f} times as long.")
-    return said

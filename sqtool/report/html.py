@@ -12,7 +12,7 @@ STYLE = """
 :root { color-scheme: light dark; --line: #d0d7de; --head: #f6f8fa; --soft: #59636e }
 @media (prefers-color-scheme: dark) { :root { --line: #3d444d; --head: #212830; --soft: #9198a1 }
   .plot { background: #fff } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem }
 h1, h2 { border-bottom: 1px solid var(--line); padding-bottom: .3rem } h2 { margin-top: 2.2rem }
 h3 { margin-bottom: .4rem }
 .table { overflow-x: auto; margin: .6rem 0 1rem }
@@ -21,7 +21,7 @@ th, td { border: 1px solid var(--line); padding: .25rem .55rem; text-align: left
 td { max-width: 34rem }
 th { background: var(--head) }
 pre { background: var(--head); padding: .7rem; overflow-x: auto } code { font-size: 13px }
-.plot { margin: 1rem 0; max-width: 56rem; padding: .4rem } .plot svg { width: 100%; height: auto }
+.plot { margin: 1rem 0; max-width: 56rem; padding: .4rem } .plot svg { max-width: 100%; height: auto }
 """
 _IMAGE = re.compile(r'<p><img src="([A-Za-z0-9._-]+\.svg)" alt="([^"]*)" ?/?></p>')
 

@@ -86,7 +86,7 @@ def _compact(measured: Measured) -> Table:
                     " / ".join(times),
                     NONE if gain is None else f"{gain.gain:.2f} [{gain.low:.2f}, {gain.high:.2f}]",
                     value(number(at.get("output_tokens_per_s")), 4),
-                    cost_text(measured, arm, load),
+                    cost_text(measured, arm, load, interval=False),
                     same_answers(measured, arm),
                     str((at.get("failures") or {}).get("count", 0)),
                 )

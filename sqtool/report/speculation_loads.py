@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -255,14 +256,22 @@ def _gain_text(gain: Gain | None) -> str:
     return NONE if gain is None else f"{gain.gain:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
 
 
-def cost_text(measured: Measured, arm: str, load: str) -> str:
+def cost_text(measured: Measured, arm: str, load: str, *, interval: bool = True) -> str:
     """Cost per accepted answer with its interval and unit."""
     cost = measured.cost(arm, load)
     if cost is None:
         return NONE
     unit = "device-s" if cost[2] == "device_seconds" else cost[2]
-    ends = "" if cost[1] is None else f" [{cost[1][0]:.3g}, {cost[1][1]:.3g}]"
-    return f"{cost[0]:.3g}{ends} {unit}".rstrip()
+    ends = "" if cost[1] is None or not interval else f" [{_money(cost[1][0])}, {_money(cost[1][1])}]"
+    return f"{_money(cost[0])}{ends} {unit}".rstrip()
+
+
+def _money(amount: float) -> str:
+    """Three significant digits without an exponent: 0.0000989."""
+    if not amount:
+        return "0"
+    decimals = max(0, 2 - math.floor(math.log10(abs(amount))))
+    return f"{amount:.{decimals}f}"
 
 
 def _several(measured: Measured, arm: str, load: str, group: str) -> str:

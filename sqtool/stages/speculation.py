@@ -206,6 +206,6 @@ def _broken(rule: Mapping[str, Any]) -> str:
         return f"{name} is not shown to be kept{why}"
     ends = pair(rule.get("ci"))
     if ends is None:
-        return f"{name} is not shown to be kept: {value:.3g}, the limit is {limit:.3g}, no interval{why}"
+        return f"{name} is not shown to be kept: {value:.3g}, the limit is {limit:.3g}{why}"
     kept = "is not kept" if ends[0] > limit else "is not shown to be kept"
     return f"{name} {kept}: {value:.3g} [{ends[0]:.3g}, {ends[1]:.3g}], the limit is {limit:.3g}"

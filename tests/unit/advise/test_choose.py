@@ -142,6 +142,9 @@ def test_a_shorter_draft_of_a_sweep_wins_a_tie_once_it_is_approved() -> None:
     told = advise(swept, verdict=gate(), speculation=approval())
     assert told.loads[0].deploy == "both"
     assert arm(told, "both_k2").reason == "its answers to the tasks were not judged"
+    assert any(
+        line.startswith("`both_k2` is faster still at c16, and its answers were not judged") for line in told.cautions
+    )
 
 
 @pytest.mark.parametrize(
@@ -335,3 +338,16 @@ def test_the_order_of_arms_and_loads_does_not_matter(
     left, right = (advise(v, verdict=verdict, speculation=judged) for v in (value, turned))
     assert left.loads == right.loads
     assert left.headline == right.headline
+
+
+def test_a_machine_that_does_not_agree_with_itself() -> None:
+    told = advise(report(control={"c16": (1.7, 1.35, 2.12)}), verdict=gate(), speculation=approval())
+    assert told.loads[0].deploy == "baseline"
+    assert any(line.startswith("The baseline differs from itself by up to 2.12 times at c16") for line in told.cautions)
+
+
+def test_requests_outside_the_slo() -> None:
+    value = report()
+    value["arms"]["both"]["loads"]["c16"]["goodput"] = {"share": 0.62, "requests_per_s": 1.0, "ci": {}}
+    told = advise(value, verdict=gate(), speculation=approval())
+    assert "Of the requests to `both` only 62% at c16 meet the SLO: send each server less." in told.cautions
