@@ -20,7 +20,7 @@ from sqtool.speculate.frame import Frame, build
 from sqtool.speculate.interaction import CONTROL, control, interaction
 from sqtool.speculate.missing import Missing
 from sqtool.speculate.reading import SCORED_ELSEWHERE, Arm, Stage, read_stage
-from sqtool.speculate.resample import Resamples
+from sqtool.speculate.resample import REPLICATES, Resamples
 from sqtool.speculate.rules import judge
 from sqtool.speculate.sampling_test import sampling
 from sqtool.speculate.spec import SpeculateSpec
@@ -39,16 +39,20 @@ class _Analysis:
 
 
 def analyse(
-    folder: Path, spec: SpeculateSpec, *, on_step: Callable[[str, int, int], None] | None = None
+    folder: Path,
+    spec: SpeculateSpec,
+    *,
+    on_step: Callable[[str, int, int], None] | None = None,
+    replicates: int = REPLICATES,
 ) -> dict[str, Any]:
     """What speculate.json holds, from the files in `folder` (traffic.jsonl, plan.json, arms/).
 
-    `on_step(what, done, of)` is called as arms and comparisons are finished. Raises `DataError` for a file that is not
-    as it should be.
+    `replicates` is the number of bootstrap resamples. `on_step(what, done, of)` is called as arms and comparisons are
+    finished. Raises `DataError` for a file that is not as it should be.
     """
     stage = read_stage(folder)
     seed = int(stage.plan.get("seed") or 0)
-    resamples = Resamples({name: one.kind for name, one in stage.traffic.items()}, seed=seed)
+    resamples = Resamples({name: one.kind for name, one in stage.traffic.items()}, seed=seed, replicates=replicates)
     scorers = {name for name, one in stage.traffic.items() if one.scorer is not None}
     found = {
         (name, load): build(arm, load, resamples.place, scorers, spec.slo)

@@ -155,7 +155,7 @@ def interaction(
         known = all(arm in arms for arm in GAINS.values())
         product = entry["quantization"]["gain"] * entry["speculation"]["gain"] if known else None
         entry["product"] = product
-        entry["ratio"] = _ratio(arms) if known else {"value": None, "ci": None}
+        entry["ratio"] = ratio_of_ratios(arms) if known else {"value": None, "ci": None}
         extra = [arm for arm in arms if arm != "baseline" and arm not in GAINS.values()]
         entry["others"] = {arm: gain(arms[arm], base) for arm in extra}
         entry["over_plain"] = {
@@ -167,7 +167,8 @@ def interaction(
     return result
 
 
-def _ratio(arms: Mapping[str, Figure]) -> dict[str, Any]:
+def ratio_of_ratios(arms: Mapping[str, Figure]) -> dict[str, Any]:
+    """both x baseline / (quantized x speculative) with its interval; `arms` has the figures of all four."""
     base, quantized, full, both = (arms[arm] for arm in ("baseline", *GAINS.values()))
     values = both.value * base.value / (quantized.value * full.value)
     replicates = both.replicates * base.replicates / (quantized.replicates * full.replicates)

@@ -15,6 +15,10 @@ from tests.unit.speculate.synthetic import FOUR, K, Settings, Truth, write_stage
 SPEC = SpeculateSpec.model_validate({"slo": {"e2e_ms": 2000}, "price": {"per_hour": 3.6, "currency": "EUR"}})
 
 
+def run(folder: Path, spec: SpeculateSpec) -> dict[str, Any]:
+    return analyse(folder, spec, replicates=400)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_stage(tmp_path_factory.mktemp("stage"), Settings(loads=("c8", "r4"), samples=3))
@@ -136,7 +140,7 @@ def test_a_difference_beyond_the_noise_is_seen(tmp_path: Path) -> None:
         "both": Truth("quantized", accept=0.5, differs=0.3),
         "baseline_again": Truth("baseline", differs=0.05),
     }
-    report = analyse(write_stage(tmp_path, Settings(arms=arms)), SPEC)
+    report = run(write_stage(tmp_path, Settings(arms=arms)), SPEC)
     entry = report["agreement"]["both"][-1]
     assert entry["excess"]["ci"][0] > 0.1
     assert len(entry["different"]) == 10
@@ -145,7 +149,7 @@ def test_a_difference_beyond_the_noise_is_seen(tmp_path: Path) -> None:
 
 def test_failures_count_and_cost(tmp_path: Path) -> None:
     arms = {"baseline": Truth("baseline", fails=0.2, good=0.5)}
-    report = analyse(write_stage(tmp_path, Settings(arms=arms)), SPEC)
+    report = run(write_stage(tmp_path, Settings(arms=arms)), SPEC)
     entry = report["arms"]["baseline"]["loads"]["c8"]
     failed = entry["failures"]["count"]
     assert failed > 10
@@ -162,7 +166,7 @@ def test_failures_count_and_cost(tmp_path: Path) -> None:
 
 def test_what_a_server_does_not_say_is_missing(tmp_path: Path) -> None:
     spec = SpeculateSpec()
-    report = analyse(write_stage(tmp_path / "a", Settings(reports=False, scorer=False)), spec)
+    report = run(write_stage(tmp_path / "a", Settings(reports=False, scorer=False)), spec)
     entry = report["arms"]["both"]["loads"]["c8"]
     assert entry["speculation"]["source"] == "metrics"
     assert entry["speculation"]["ci"]["acceptance_rate"] is None
@@ -174,14 +178,14 @@ def test_what_a_server_does_not_say_is_missing(tmp_path: Path) -> None:
     measures = {one["measure"] for one in report["missing"]}
     assert {"acceptance by kind", "interval of acceptance", "cost per accepted answer", "step_ms"} <= measures
     assert report["sampling"] is None
-    nothing = analyse(write_stage(tmp_path / "b", Settings(reports=False, counters=False)), spec)
+    nothing = run(write_stage(tmp_path / "b", Settings(reports=False, counters=False)), spec)
     assert "missing" in nothing["arms"]["both"]["loads"]["c8"]["speculation"]
     assert "missing" in nothing["arms"]["both"]["loads"]["c8"]["steps"]
 
 
 def test_counters_around_single_kind_blocks(tmp_path: Path) -> None:
-    reports = analyse(write_stage(tmp_path / "a", Settings(single_kind=True)), SPEC)
-    counters = analyse(write_stage(tmp_path / "b", Settings(single_kind=True, reports=False)), SPEC)
+    reports = run(write_stage(tmp_path / "a", Settings(single_kind=True)), SPEC)
+    counters = run(write_stage(tmp_path / "b", Settings(single_kind=True, reports=False)), SPEC)
     for kind in ("lookup", "prose", "tool"):
         one, other = (r["arms"]["both"]["loads"]["c8"]["kinds"][kind]["speculation"] for r in (reports, counters))
         assert one["cross_check"]["agree"] is True
@@ -194,7 +198,7 @@ def test_counters_around_single_kind_blocks(tmp_path: Path) -> None:
 
 
 def test_many_blocks_make_an_interval_without_reports(tmp_path: Path) -> None:
-    report = analyse(write_stage(tmp_path, Settings(reports=False, block=10)), SPEC)
+    report = run(write_stage(tmp_path, Settings(reports=False, block=10)), SPEC)
     entry = report["arms"]["both"]["loads"]["c8"]["speculation"]
     assert inside(entry["acceptance_rate"], entry["ci"]["acceptance_rate"])
     assert report["acceptance_change"]["c8"]["overall"]["acceptance_rate"]["ci"][1] < 0
@@ -207,14 +211,14 @@ def test_ngram_counts_passes_as_a_bound(tmp_path: Path) -> None:
         if info["speculative_config"]:
             info["speculative_config"]["method"] = "ngram"
             path.write_text(json.dumps(info))
-    report = analyse(folder, SPEC)
+    report = run(folder, SPEC)
     entry = report["arms"]["both"]["loads"]["c8"]["steps"]
     assert entry["exact"] is False
     assert any("ngram proposes nothing at some steps" in one["reason"] for one in report["missing"])
 
 
 def test_rounds_are_one_request(tmp_path: Path) -> None:
-    report = analyse(write_stage(tmp_path, Settings(rounds=4)), SPEC)
+    report = run(write_stage(tmp_path, Settings(rounds=4)), SPEC)
     entry = report["arms"]["baseline"]["loads"]["c8"]
     assert entry["requests"] == 480
     # 480 values, and still 120 requests: their pace is their own, so rounds tell little of the tail.
