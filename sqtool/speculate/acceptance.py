@@ -15,7 +15,7 @@ import numpy as np
 from sqtool.speculate.counters import Speculation, add_up
 from sqtool.speculate.frame import Frame
 from sqtool.speculate.missing import Missing
-from sqtool.speculate.resample import Floats, Interval, Resamples, interval
+from sqtool.speculate.resample import Floats, Interval, Resamples, draw, interval
 
 DRAFTS, DRAFTED, ACCEPTED = 0, 1, 2
 NO_REPORTS = "this server reports no acceptance per request, and its blocks mix kinds"
@@ -64,9 +64,8 @@ def counts_of(frame: Frame, resamples: Resamples, kind: str | None = None) -> Co
         table[at, 3 : 3 + len(counted.per_position)] = counted.per_position
     # One seed for every arm, so that arms with the same blocks are resampled alike and stay paired.
     rng = np.random.default_rng(7202)
-    size = len(blocks)
-    weights = rng.multinomial(size, np.full(size, 1 / size), size=len(resamples.weights)).astype(np.float64)
-    return Counts(table, weights, size, "metrics")
+    weights = draw(rng, len(blocks), len(resamples.weights))
+    return Counts(table, weights, len(blocks), "metrics")
 
 
 def acceptance(frame: Frame, resamples: Resamples, missing: Missing, kind: str | None = None) -> dict[str, Any]:

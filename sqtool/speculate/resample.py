@@ -5,13 +5,13 @@ its share. A request brings everything that was measured of it: its rounds, its 
 every arm. What depends within a request is therefore never taken for independent. Statistics are functions of the
 weights [replicates, ids], which makes them matrix products.
 
-Intervals are expanded percentile intervals (Hesterberg 2015, The American Statistician 69:371-386, section 4.3.3): the
-percentile interval read at levels that make up for its narrowness in small samples, so that it is as wide as Student's.
+Drawing as many as there are would make a small kind vary too little, so one fewer is drawn and weights are scaled up
+to the kind's size (Rao and Wu 1988, JASA 83:231-241). Intervals are percentile intervals, read at the levels of
+Student's t and not of the normal distribution (Hesterberg 2015, The American Statistician 69:371-386, section 4.3.3).
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -31,8 +31,17 @@ MIN_UNITS = 10
 _SMALL_STRATUM = 10
 
 
+def draw(rng: np.random.Generator, size: int, replicates: int) -> Floats:
+    """[replicates, size] weights of one stratum, each row adding up to `size`; a stratum of one does not vary."""
+    if size < 2:
+        return np.ones((replicates, size))
+    # A multinomial draw with equal chances is how often each member comes up.
+    drawn = rng.multinomial(size - 1, np.full(size, 1 / size), size=replicates)
+    return drawn.astype(np.float64) * (size / (size - 1))
+
+
 class Resamples:
-    """Weights of `ids` in each replicate: `weights` [replicates, ids], how often an id was drawn."""
+    """Weights of `ids` in each replicate: `weights` [replicates, ids], adding up to the number of ids."""
 
     def __init__(self, kinds: Mapping[str, str], *, seed: int, replicates: int = REPLICATES) -> None:
         """`kinds`: each request's kind by id. Equal ids, kinds and seed give equal weights, in whatever order."""
@@ -45,9 +54,7 @@ class Resamples:
         self.weights: Floats = np.zeros((replicates, len(names)))
         for label in sorted(set(stratum)):
             members = np.flatnonzero([one == label for one in stratum])
-            size = len(members)
-            # A multinomial draw with equal chances is how often each member comes up in `size` draws.
-            self.weights[:, members] = rng.multinomial(size, np.full(size, 1 / size), size=replicates)
+            self.weights[:, members] = draw(rng, len(members), replicates)
 
     @property
     def units(self) -> int:
@@ -71,13 +78,13 @@ class Resamples:
         result = np.full(len(self.weights), np.nan)
         step = max(1, 2**22 // max(len(values), 1))
         for start in range(0, len(self.weights), step):
-            reached = np.cumsum(self.weights[start : start + step][:, unit], axis=1, dtype=np.int64)
-            drawn = reached[:, -1]
+            reached = np.cumsum(self.weights[start : start + step][:, unit], axis=1)
+            drawn = np.round(reached[:, -1], 9)
             filled = np.flatnonzero(drawn > 0)
             place = probability * (drawn[filled] - 1)
-            low = np.floor(place).astype(np.int64)
+            low = np.floor(place)
             # Rows are made disjoint ranges of one sorted array, so that one search serves them all.
-            stride = int(drawn.max()) + 2
+            stride = np.ceil(drawn.max()) + 2
             flat = (reached[filled] + np.arange(len(filled))[:, None] * stride).ravel()
             base = np.arange(len(filled)) * len(values)
             offset = np.arange(len(filled)) * stride
@@ -100,7 +107,7 @@ def interval(replicates: Floats, units: int, level: float = LEVEL) -> Interval:
     there = replicates[~np.isnan(replicates)]
     if len(there) < 0.99 * len(replicates):
         return None
-    tail = float(norm.cdf(math.sqrt(units / (units - 1)) * t.ppf((1 - level) / 2, units - 1)))
+    tail = float(norm.cdf(t.ppf((1 - level) / 2, units - 1)))
     # `inverted_cdf` picks replicates and never mixes two of them, so that an infinite one cannot become NaN.
     ends = np.quantile(there, [tail, 1 - tail], method="inverted_cdf")
     return [float(end) for end in ends] if np.isfinite(ends).all() else None
