@@ -98,6 +98,7 @@ def analyse(
         "speculative_config": _config(stage),
         "seed": seed,
         "interleaved": stage.plan.get("interleaved"),
+        "interleaved_why": stage.plan.get("why"),
         "traffic": {
             "source": spec.traffic,
             "sha256": stage.sha256,
@@ -148,7 +149,24 @@ def _arm(analysis: _Analysis, arm: Arm) -> dict[str, Any]:
         "memory": memory or None,
         "start_seconds": arm.info.get("start_seconds"),
         "quality": arm.quality,
-        "probe": arm.probe,
+        "probe": None if arm.probe is None else {**arm.probe, **recovery(arm.probe)},
+    }
+
+
+def recovery(probe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cancellation probe shows; each is None where the probe has not the figures for it.
+
+    `idle_after_s`: seconds from the last stream's end to the first reading without a running request (None also when
+    there was none). `kv_freed`: whether the KV cache is as empty as before. `e2e_p50_ratio`: median time after over
+    before.
+    """
+    running = probe.get("running_after_s") or []
+    used, left = probe.get("kv_usage_before"), probe.get("kv_usage_after")
+    before, after = probe.get("e2e_p50_before"), probe.get("e2e_p50_after")
+    return {
+        "idle_after_s": next((float(seconds) for seconds, count in running if count == 0), None),
+        "kv_freed": None if used is None or left is None else bool(left <= used),
+        "e2e_p50_ratio": after / before if before and after is not None else None,
     }
 
 
@@ -168,6 +186,7 @@ def _load(analysis: _Analysis, arm: Arm, frame: Frame) -> dict[str, Any]:
         },
         **latency.throughput(frame, resamples),
         "latency": times,
+        "late_ms": latency.lateness(frame),
         "goodput": None if spec.slo is None else latency.goodput(frame, resamples),
         "accepted": cost.accepted(frame, resamples),
         "cost": cost.cost(frame, resamples, spec.price, missing),

@@ -82,6 +82,17 @@ def latency(frame: Frame) -> dict[str, Any]:
     return {name: result[name] for name in ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")}
 
 
+def lateness(frame: Frame) -> dict[str, float] | None:
+    """How late an open loop sent its requests, milliseconds: p50, p95, max; None in a closed loop.
+
+    Latency counts from the sending. Requests that were sent late, by a client that could not keep up, waited before.
+    """
+    late = np.array([row.late_s for row in frame.rows if row.late_s is not None]) * 1000
+    if not len(late):
+        return None
+    return {"p50": float(np.median(late)), "p95": float(np.percentile(late, 95)), "max": float(late.max())}
+
+
 def percentiles(values: Floats, unit: Ints) -> dict[str, Any] | None:
     """p50, p90, p95, p99 (linear interpolation), mean and n of `values` [n], and `ci` of each percentile or None."""
     if not len(values):

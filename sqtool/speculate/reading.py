@@ -26,7 +26,8 @@ SCORED_ELSEWHERE = (
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """One request of one arm; times in seconds. `accepted` is None where the item has no scorer."""
+    """One request of one arm; times in seconds. `accepted` is None where the item has no scorer, `late_s` (how long
+    after its arrival time an open loop sent it) in a closed loop."""
 
     id: str
     kind: str
@@ -38,6 +39,7 @@ class Sent(msgspec.Struct, frozen=True):
     tpot_s: float | None = None
     e2e_s: float | None = None
     itl_s: list[float] = []
+    late_s: float | None = None
     completion_tokens: int | None = None
     text: str = ""
     tool_calls: list[dict[str, Any]] = []

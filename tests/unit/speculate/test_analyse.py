@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sqtool.speculate.analyse import analyse
+from sqtool.speculate.analyse import analyse, recovery
 from sqtool.speculate.spec import SpeculateSpec
 from tests.unit.speculate.synthetic import FOUR, K, Settings, Truth, write_stage
 
@@ -215,6 +215,28 @@ def test_ngram_counts_passes_as_a_bound(tmp_path: Path) -> None:
     entry = report["arms"]["both"]["loads"]["c8"]["steps"]
     assert entry["exact"] is False
     assert any("ngram proposes nothing at some steps" in one["reason"] for one in report["missing"])
+
+
+def test_what_a_cancellation_probe_shows() -> None:
+    running = [[0.0, 4.0], [0.1, 1.0], [0.2, 0.0], [0.3, 0.0]]
+    probe = {"running_after_s": running, "kv_usage_before": 0.0, "kv_usage_after": 0.0, "e2e_p50_before": 0.2}
+    assert recovery(probe | {"e2e_p50_after": 0.25}) == {"idle_after_s": 0.2, "kv_freed": True, "e2e_p50_ratio": 1.25}
+    held = recovery({"running_after_s": running[:2], "kv_usage_before": 0.0, "kv_usage_after": 0.1})
+    assert held == {"idle_after_s": None, "kv_freed": False, "e2e_p50_ratio": None}
+    assert set(recovery({}).values()) == {None}
+
+
+def test_a_probe_and_late_requests_are_reported(tmp_path: Path) -> None:
+    folder = write_stage(tmp_path, Settings(loads=("r4",)))
+    (folder / "arms/both/probe.json").write_text('{"kv_usage_before": 0, "kv_usage_after": 0, "missing": {"x": "y"}}')
+    path = folder / "arms/both/requests.jsonl"
+    rows = [json.loads(line) | {"late_s": at / 1000} for at, line in enumerate(path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = run(folder, SPEC)
+    assert report["arms"]["both"]["probe"]["kv_freed"] is True
+    assert {"measure": "probe.x", "arm": "both", "load": None, "reason": "y"} in report["missing"]
+    assert report["arms"]["both"]["loads"]["r4"]["late_ms"] == pytest.approx({"p50": 59.5, "p95": 113.05, "max": 119})
+    assert report["arms"]["baseline"]["loads"]["r4"]["late_ms"] is None
 
 
 def test_rounds_are_one_request(tmp_path: Path) -> None:
