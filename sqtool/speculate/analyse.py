@@ -7,13 +7,14 @@ measure.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sqtool.progress import SILENT, Progress, Task
 from sqtool.speculate import acceptance, cost, latency, steps
 from sqtool.speculate.agreement import agreement
 from sqtool.speculate.frame import Frame, build
@@ -42,15 +43,19 @@ def analyse(
     folder: Path,
     spec: SpeculateSpec,
     *,
-    on_step: Callable[[str, int, int], None] | None = None,
+    progress: Progress = SILENT,
     replicates: int = REPLICATES,
 ) -> dict[str, Any]:
     """What speculate.json holds, from the files in `folder` (traffic.jsonl, plan.json, arms/).
 
-    `replicates` is the number of bootstrap resamples. `on_step(what, done, of)` is called as arms and comparisons are
-    finished. Raises `DataError` for a file that is not as it should be.
+    `replicates` is the number of bootstrap resamples. Raises `DataError` for a file that is not as it should be.
     """
     stage = read_stage(folder)
+    with progress.task("speculate: intervals", total=(len(stage.arms) + 1) * len(stage.loads)) as task:
+        return _report(stage, spec, replicates, task)
+
+
+def _report(stage: Stage, spec: SpeculateSpec, replicates: int, task: Task) -> dict[str, Any]:
     seed = int(stage.plan.get("seed") or 0)
     resamples = Resamples({name: one.kind for name, one in stage.traffic.items()}, seed=seed, replicates=replicates)
     scorers = {name for name, one in stage.traffic.items() if one.scorer is not None}
@@ -61,23 +66,15 @@ def analyse(
     }
     frames = {key: frame for key, frame in found.items() if frame is not None}
     analysis = _Analysis(stage, spec, resamples, frames, Missing())
-    total, done = len(frames) + len(stage.loads), 0
-
-    def finished(what: str) -> None:
-        nonlocal done
-        done += 1
-        if on_step is not None:
-            on_step(what, done, total)
-
     arms: dict[str, Any] = {}
     for name, arm in stage.arms.items():
         loads = {}
         for load in stage.loads:
             if (name, load) in frames:
                 loads[load] = _load(analysis, arm, frames[name, load])
-                finished(f"{name} {load}")
             else:
                 analysis.missing.add("all", "this arm was sent nothing at this load", arm=name, load=load)
+            task.advance()
         arms[name] = {**_arm(analysis, arm), "loads": loads}
     siblings = {name: plain for name in stage.arms if (plain := stage.sibling(name)) is not None}
     interactions, controls = {}, {}
@@ -86,7 +83,7 @@ def analyse(
         scored = spec.slo is not None
         interactions[load] = interaction(here, siblings, resamples, slo=scored, missing=analysis.missing)
         controls[load] = control(here, resamples, slo=scored)
-        finished(f"comparison at {load}")
+        task.advance()
     for name in FOUR:
         if name not in stage.arms:
             analysis.missing.add("all", "this arm was not measured", arm=name)

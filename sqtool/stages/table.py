@@ -62,8 +62,8 @@ STAGES: tuple[Stage, ...] = (
         code=("sqtool.gate",), sees=("evaluate",),
     ),
     Stage(
-        "speculate", ("speculate", "engine"), ("quantize",), "sqtool.stages.speculate",
-        code=("sqtool.speculate", "evals"), reads=("model", "draft", "candidate"),
+        "speculate", ("speculate", "engine", "evaluate"), ("quantize", "baseline", "evaluate"),
+        "sqtool.stages.speculate", code=("sqtool.speculate", "evals"), reads=("model", "draft", "candidate"),
     ),
     Stage(
         "release", ("release",), ("calibrate", "quantize", "baseline", "control", "evaluate", "gate", "speculate"),
