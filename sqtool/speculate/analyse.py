@@ -6,6 +6,7 @@ measure.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sqtool.files import canonical_json
 from sqtool.progress import SILENT, Progress, Task
 from sqtool.speculate import acceptance, cost, latency, steps
 from sqtool.speculate.agreement import agreement
@@ -27,6 +29,7 @@ from sqtool.speculate.sampling_test import sampling
 from sqtool.speculate.spec import SpeculateSpec
 
 SCHEMA = "sqtool.speculate/2"
+_SWEPT = re.compile(r"_k\d+$")
 FOUR = ("baseline", "quantized", "speculative", "both")
 
 
@@ -76,6 +79,7 @@ def _report(stage: Stage, spec: SpeculateSpec, replicates: int, task: Task) -> d
                 analysis.missing.add("all", "this arm was sent nothing at this load", arm=name, load=load)
             task.advance()
         arms[name] = {**_arm(analysis, arm), "loads": loads}
+    _draft_lengths(arms, stage, frames, resamples)
     siblings = {name: plain for name in stage.arms if (plain := stage.sibling(name)) is not None}
     interactions, controls = {}, {}
     for load in stage.loads:
@@ -165,6 +169,26 @@ def recovery(probe: Mapping[str, Any]) -> dict[str, Any]:
         "kv_freed": None if used is None or left is None else bool(left <= used),
         "e2e_p50_ratio": after / before if before and after is not None else None,
     }
+
+
+def _draft_lengths(
+    arms: Mapping[str, Any], stage: Stage, frames: Mapping[tuple[str, str], Frame], resamples: Resamples
+) -> None:
+    """Add `marginal_ms_per_draft_token` to the steps of arms that differ from one another in draft length only."""
+    alike: dict[str, list[str]] = {}
+    for name, arm in stage.arms.items():
+        config = dict(arm.info.get("speculative_config") or {})
+        if config.pop("num_speculative_tokens", None) is not None:
+            # A sweep's arms are called after the arm that they vary; an arm of another name may differ in its engine.
+            swept = _SWEPT.sub("", name)
+            alike.setdefault(canonical_json([swept, arm.target, config]), []).append(name)
+    for names in alike.values():
+        for load in stage.loads:
+            there = [name for name in names if (name, load) in frames]
+            found = steps.marginal([frames[name, load] for name in there], resamples) if len(there) > 1 else None
+            if found is not None:
+                for name in there:
+                    arms[name]["loads"][load]["steps"]["marginal_ms_per_draft_token"] = found
 
 
 def _load(analysis: _Analysis, arm: Arm, frame: Frame) -> dict[str, Any]:

@@ -6,12 +6,12 @@ bounds: verifying several tokens takes at least as long as a step of the same ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sqtool.speculate.acceptance import DRAFTS, counts_of
+from sqtool.speculate.acceptance import DRAFTED, DRAFTS, counts_of
 from sqtool.speculate.frame import Frame
 from sqtool.speculate.missing import Missing
 from sqtool.speculate.resample import Floats, Resamples, interval
@@ -99,6 +99,32 @@ def _costs(
         if drafted:
             entry["draft_ms_per_token_at_most"] = (step["value"] - base) / drafted
     return entry
+
+
+def marginal(frames: Sequence[Frame], resamples: Resamples) -> dict[str, Any] | None:
+    """What one more draft token adds to a step, in milliseconds: the least-squares slope of `step_ms` over the draft
+    tokens of a verification, through arms that differ in draft length only. It is the cost of drafting the token and of
+    verifying one more position. None with fewer than two lengths."""
+    points = []
+    for frame in frames:
+        if frame.acceptance is None:
+            continue
+        time, number = _decoding(frame)
+        drafted = frame.acceptance[:, DRAFTED].sum()
+        if number.sum() and drafted:
+            step = 1000 * float(time.sum() / number.sum())
+            points.append((drafted / number.sum(), step, 1000 * resamples.ratio(frame.unit, time, number)))
+    lengths = np.array([length for length, _, _ in points])
+    if len(points) < 2 or np.ptp(lengths) < 0.5:
+        return None
+    pull = (lengths - lengths.mean()) / ((lengths - lengths.mean()) ** 2).sum()
+    slope = float(pull @ np.array([step for _, step, _ in points]))
+    replicates = pull @ np.stack([values for _, _, values in points])
+    return {
+        "value": slope,
+        "ci": interval(replicates, min(frame.units for frame in frames)),
+        "arms": [frame.arm for frame in frames],
+    }
 
 
 def _decoding(frame: Frame) -> tuple[Floats, Floats]:

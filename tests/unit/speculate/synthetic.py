@@ -31,6 +31,7 @@ class Truth:
     noise: float = 0.05
     differs: float = 0.0
     fails: float = 0.0
+    k: int = K
 
 
 FOUR: dict[str, Truth] = {
@@ -102,9 +103,9 @@ def _arm(
                     parts = [row["counted"] for row in inside]
                     counted = {
                         "drafts": sum(p[0] for p in parts),
-                        "draft_tokens": K * sum(p[0] for p in parts),
+                        "draft_tokens": truth.k * sum(p[0] for p in parts),
                         "accepted_tokens": sum(sum(p[1]) for p in parts),
-                        "per_position": [sum(p[1][at] for p in parts) for at in range(K)],
+                        "per_position": [sum(p[1][at] for p in parts) for at in range(truth.k)],
                     }
                 steps = sum(row["passes"] for row in inside) / workers
                 blocks.append(
@@ -128,7 +129,7 @@ def _arm(
             for n in range(s.samples)
         ]
         _lines(folder / "sampling.jsonl", drawn)
-    config = None if truth.accept is None else {"method": "draft_model", "num_speculative_tokens": K}
+    config = None if truth.accept is None else {"method": "draft_model", "num_speculative_tokens": truth.k}
     info = {
         "name": name,
         "target": truth.target,
@@ -147,12 +148,12 @@ def _row(
 ) -> dict[str, Any]:
     length = int(tokens[i])
     step = float(pace[i] * truth.time * rng.lognormal(0, truth.noise))
-    passes, counted, report = length, (0, [0] * K), None
+    passes, counted, report = length, (0, [0] * truth.k), None
     if truth.accept is not None:
-        drafts, positions, left = 0, [0] * K, length - 1
-        histogram = [0] * (K + 1)
+        drafts, positions, left = 0, [0] * truth.k, length - 1
+        histogram = [0] * (truth.k + 1)
         while left > 0:
-            hits = int(np.argmin(np.append(rng.random(K) < truth.accept, False)))
+            hits = int(np.argmin(np.append(rng.random(truth.k) < truth.accept, False)))
             histogram[hits] += 1
             drafts += 1
             positions = [n + (at < hits) for at, n in enumerate(positions)]
@@ -161,7 +162,7 @@ def _row(
         if s.reports:
             report = {
                 "num_spec_steps": drafts,
-                "num_draft_tokens": K * drafts,
+                "num_draft_tokens": truth.k * drafts,
                 "num_accepted_draft_tokens": sum(positions),
                 "acceptance_histogram": histogram,
             }

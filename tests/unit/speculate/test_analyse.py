@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sqtool.speculate.analyse import analyse, recovery
@@ -213,6 +214,20 @@ def test_ngram_counts_passes_as_a_bound(tmp_path: Path) -> None:
     entry = report["arms"]["both"]["loads"]["c8"]["steps"]
     assert entry["exact"] is False
     assert any("ngram proposes nothing at some steps" in one["reason"] for one in report["missing"])
+
+
+def test_draft_lengths_give_the_cost_of_a_draft_token(tmp_path: Path) -> None:
+    arms = FOUR | {f"both_k{k}": Truth("quantized", accept=0.6, k=k) for k in (2, 8)}
+    report = run(write_stage(tmp_path, Settings(arms=arms)), SPEC)
+    entries = [report["arms"][name]["loads"]["c8"]["steps"] for name in ("both", "both_k2", "both_k8")]
+    slope = entries[0]["marginal_ms_per_draft_token"]
+    assert slope["arms"] == ["both", "both_k2", "both_k8"]
+    assert slope == entries[2]["marginal_ms_per_draft_token"]
+    by_hand = np.polyfit([4, 2, 8], [entry["step_ms"]["value"] for entry in entries], 1)[0]
+    assert slope["value"] == pytest.approx(by_hand)
+    assert inside(slope["value"], slope["ci"])
+    assert "marginal_ms_per_draft_token" not in report["arms"]["speculative"]["loads"]["c8"]["steps"]
+    assert report["interaction"]["c8"]["e2e_p50"]["others"]["both_k2"]["gain"] > 0
 
 
 def test_what_a_cancellation_probe_shows() -> None:
