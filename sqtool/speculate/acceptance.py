@@ -150,16 +150,19 @@ def _change(full: Frame, quantized: Frame, resamples: Resamples, kind: str | Non
     units = min(before.units, after.units)
     # Resampled together only when both have the same units: requests, or blocks one for one.
     paired = before.weights.shape == after.weights.shape and before.source == after.source
+
+    def ends(difference: Floats) -> Interval:
+        # Where no request differs no resample does, and an interval of no width would claim too much.
+        return interval(difference, units) if paired and np.nanstd(difference) > 0 else None
+
     result: dict[str, Any] = {"requests": len({row.id for row in full.rows if kind in (None, row.kind)})}
     for name in ("acceptance_rate", "mean_acceptance_length"):
-        ends = interval(new_r[name] - old_r[name], units) if paired else None
-        result[name] = _valued(new[name] - old[name], ends)
+        result[name] = _valued(new[name] - old[name], ends(new_r[name] - old_r[name]))
+    positions = min(old_r["per_position_rate"].shape[1], new_r["per_position_rate"].shape[1])
+    moved = new_r["per_position_rate"][:, :positions] - old_r["per_position_rate"][:, :positions]
     result["per_position_rate"] = [
-        _valued(
-            b - a,
-            interval(new_r["per_position_rate"][:, at] - old_r["per_position_rate"][:, at], units) if paired else None,
-        )
-        for at, (a, b) in enumerate(zip(old["per_position_rate"], new["per_position_rate"], strict=False))
+        _valued(new["per_position_rate"][at] - old["per_position_rate"][at], ends(moved[:, at]))
+        for at in range(positions)
     ]
     return result
 

@@ -50,13 +50,17 @@ def _quantile(time: str, probability: float) -> Measure:
     return measure
 
 
-def _rate(numerator: Callable[[Frame], Floats]) -> Measure:
+def _rate(numerator: Callable[[Frame], Floats], *, inside: bool = False) -> Measure:
+    """`inside`: counts what lies inside the SLO, which varies between requests at any load."""
+
     def measure(frame: Frame, resamples: Resamples) -> Figure | None:
         above = numerator(frame)
         if not above.sum():
             return None
         value = float(above.sum() / frame.seconds.sum())
-        return Figure(value, resamples.ratio(frame.unit, above, frame.seconds), frame.units)
+        replicates = resamples.ratio(frame.unit, above, frame.seconds)
+        # In an open loop the arrivals set the time of a whole run, and resampling requests says nothing about it.
+        return Figure(value, replicates, frame.units, inside or not frame.open_loop)
 
     return measure
 
@@ -81,7 +85,7 @@ LATENCIES: dict[str, Measure] = {
 """Over requests that every compared arm answered."""
 RATES: dict[str, Measure] = {
     "output_tokens_per_s": _rate(lambda frame: frame.tokens),
-    "goodput": _rate(lambda frame: frame.within.astype(np.float64)),
+    "goodput": _rate(lambda frame: frame.within.astype(np.float64), inside=True),
     "cost_per_accepted_answer": _economy,
 }
 """Over all requests: a failed one took time and gave nothing."""
@@ -143,8 +147,7 @@ def interaction(
             missing.add(f"gain in {name}", "the baseline arm does not have this measure", load=load)
             continue
         if not base.has_interval:
-            needed = requests_needed(_probability(name))
-            missing.add(f"interval of the gain in {name}", f"too few distinct requests; {needed} are needed", load=load)
+            missing.add(f"interval of the gain in {name}", _why(name), load=load)
         nothing = {"gain": None, "ci": None}
         entry: dict[str, Any] = {
             label: gain(arms[arm], base) if arm in arms else dict(nothing) for label, arm in GAINS.items()
@@ -175,14 +178,26 @@ def ratio_of_ratios(arms: Mapping[str, Figure]) -> dict[str, Any]:
     return {"value": values, "ci": _interval(replicates, base, quantized, full, both)}
 
 
-def _probability(name: str) -> float:
-    return int(name.rsplit("p", 1)[1]) / 100
+def _why(name: str) -> str:
+    """Why the gain in this measure has no interval."""
+    if name in RATES:
+        return "in an open loop the arrivals set the time of a whole run"
+    needed = requests_needed(int(name.rsplit("p", 1)[1]) / 100)
+    return f"too few distinct requests; {needed} are needed"
 
 
 def control(frames: Mapping[str, Frame], resamples: Resamples, *, slo: bool) -> dict[str, Any]:
-    """baseline_again over baseline for each measure: what differs between two runs of one configuration."""
+    """baseline_again over baseline for each measure: what differs between two runs of one configuration.
+
+    `steady` is false where the interval excludes 1: the machine changed between the two by more than the sample of
+    requests explains, and intervals over requests are too narrow by as much. None where there is no interval.
+    """
     if CONTROL not in frames or "baseline" not in frames:
         return {}
     pair = {arm: frames[arm] for arm in ("baseline", CONTROL)}
     found = figures(pair, resamples, slo=slo)
-    return {name: gain(arms[CONTROL], arms["baseline"]) for name, arms in found.items() if len(arms) == 2}
+    result = {name: gain(arms[CONTROL], arms["baseline"]) for name, arms in found.items() if len(arms) == 2}
+    for entry in result.values():
+        ends = entry["ci"]
+        entry["steady"] = None if ends is None else bool(ends[0] <= 1 <= ends[1])
+    return result

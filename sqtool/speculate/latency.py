@@ -107,7 +107,10 @@ def percentiles(values: Floats, unit: Ints) -> dict[str, Any] | None:
 
 
 def throughput(frame: Frame, resamples: Resamples) -> dict[str, Any]:
-    """Wall seconds, tokens and answers, and both per second with intervals (ratio of sums, shares of `apportion`)."""
+    """Wall seconds, tokens and answers, and both per second with intervals (ratio of sums, shares of `apportion`).
+
+    No interval in an open loop: there the arrivals set the time, and resampling requests says nothing about it.
+    """
     wall = frame.wall
     tokens, answers = float(frame.tokens.sum()), int(frame.ok.sum())
     ends = {
@@ -121,7 +124,7 @@ def throughput(frame: Frame, resamples: Resamples) -> dict[str, Any]:
         "output_tokens": int(tokens),
         "output_tokens_per_s": tokens / wall if answers else None,
         "requests_per_s": answers / wall if answers else None,
-        "ci": ends if answers else {"output_tokens_per_s": None, "requests_per_s": None},
+        "ci": ends if answers and not frame.open_loop else {"output_tokens_per_s": None, "requests_per_s": None},
     }
 
 

@@ -16,6 +16,9 @@ def judge(rules: RulesSpec | None, report: Mapping[str, Any]) -> list[dict[str, 
 
     `ok` when the whole interval is within the limit, as the gate passes a metric when the bound is; `status` tells a
     limit that was shown to be exceeded (the whole interval is past it) from one that the requests sent cannot decide.
+    Where the two baseline arms of an A/A control differ in the measure (not `steady`), the machine changed by more than
+    the interval knows: `judged_on` is the interval widened by their ratio (`noise`), and decides.
+
     A measure that is not there keeps no rule. The arm that would be deployed is judged: `both` against `quantized`, or
     `speculative` against `baseline` where there is no `both`; the acceptance drop is that of `both` from `speculative`.
     """
@@ -28,27 +31,45 @@ def judge(rules: RulesSpec | None, report: Mapping[str, Any]) -> list[dict[str, 
             if limit is None:
                 continue
             against: str | None = "speculative"
+            noise = 1.0
             if rule == "max_acceptance_drop":
                 value, ci = _drop(report, load)
             else:
                 measure = {"max_p99_ratio": "e2e_p99", "max_cost_ratio": "cost_per_accepted_answer"}[rule]
                 value, ci, against = _ratio(report, load, measure, arm)
-            entries.append({"rule": rule, "load": load, "arm": arm, "against": against, **_decide(value, ci, limit)})
+                noise = _noise(report, load, measure)
+            where = {"rule": rule, "load": load, "arm": arm, "against": against}
+            entries.append({**where, **_decide(value, ci, limit, noise)})
     return entries
 
 
-def _decide(value: float | None, ci: Interval, limit: float) -> dict[str, Any]:
+def _noise(report: Mapping[str, Any], load: str, measure: str) -> float:
+    """By what factor the A/A arms differ; 1 where they do not, or where there are none.
+
+    Where the measure has no interval there (steady is None), it is not known and nothing is widened.
+    """
+    entry = (report["control"].get(load) or {}).get(measure)
+    if entry is None or entry["steady"] is not False:
+        return 1.0
+    return max(float(entry["gain"]), 1 / float(entry["gain"]))
+
+
+def _decide(value: float | None, ci: Interval, limit: float, noise: float) -> dict[str, Any]:
+    wide = None if ci is None else [ci[0] / noise, ci[1] * noise]
     if value is None:
         status, reason = NOT_SHOWN, "the measure is missing; `missing` says why"
-    elif ci is None:
+    elif wide is None:
         status, reason = NOT_SHOWN, "there is no interval: too few requests, or blocks, for this measure"
-    elif ci[1] <= limit:
+    elif wide[1] <= limit:
         status, reason = KEPT, ""
-    elif ci[0] > limit:
+    elif wide[0] > limit:
         status, reason = EXCEEDED, f"{value:.4g} is more than {limit:g}, and so is its whole interval"
     else:
-        status, reason = NOT_SHOWN, f"the interval reaches {ci[1]:.4g}, past {limit:g}; more requests would narrow it"
-    return {"value": value, "limit": limit, "ci": ci, "ok": status == KEPT, "status": status, "reason": reason}
+        status, reason = NOT_SHOWN, f"the interval reaches {wide[1]:.4g}, past {limit:g}; more requests would narrow it"
+        if noise > 1:
+            reason = f"two runs of the baseline differ {noise:.3g} times; a quiet machine or more rounds decide it"
+    judged = {"ci": ci, "noise": noise, "judged_on": wide}
+    return {"value": value, "limit": limit, **judged, "ok": status == KEPT, "status": status, "reason": reason}
 
 
 def _drop(report: Mapping[str, Any], load: str) -> tuple[float | None, Interval]:
@@ -65,4 +86,6 @@ def _ratio(report: Mapping[str, Any], load: str, measure: str, arm: str) -> tupl
     if entry is None:
         return None, None, None
     ci = entry["ci"]
-    return 1 / entry["gain"], None if ci is None else [1 / ci[1], 1 / ci[0]], entry["against"]
+    # A gain whose interval reaches 0 (nothing accepted in some resamples) bounds the ratio on one side only.
+    known = ci is not None and ci[0] > 0
+    return 1 / entry["gain"], [1 / ci[1], 1 / ci[0]] if known else None, entry["against"]

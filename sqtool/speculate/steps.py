@@ -82,6 +82,9 @@ def _costs(
         return entry
     time, number = _decoding(frame)
     entry["step_ms"] = step = _step_ms(time, number, frame, resamples)
+    if frame.open_loop:
+        missing.add("overhead_ms", "in an open loop a faster arm has fewer requests in a step", **where)
+        return entry
     if plain is None or step is None:
         return entry
     plain_time, plain_number = _decoding(plain)
@@ -107,7 +110,7 @@ def marginal(frames: Sequence[Frame], resamples: Resamples) -> dict[str, Any] | 
     verifying one more position. None with fewer than two lengths."""
     points = []
     for frame in frames:
-        if frame.acceptance is None:
+        if frame.acceptance is None or frame.open_loop:
             continue
         time, number = _decoding(frame)
         drafted = frame.acceptance[:, DRAFTED].sum()

@@ -53,7 +53,7 @@ def prompts() -> list[Request]:
     left = dict.fromkeys(KINDS, PER_KIND)
     for line in (REFERENCE / "data" / "traffic.jsonl").read_text(encoding="utf-8").splitlines():
         item = json.loads(line)
-        # vLLM's custom data set is one user message without tools.
+        # vLLM's client sends one user message without tools.
         if left.get(item["kind"]) and len(item["messages"]) == 1 and not item.get("tools"):
             left[item["kind"]] -= 1
             body = {"messages": item["messages"], "max_tokens": MAX_TOKENS}
@@ -106,14 +106,16 @@ def around(
 def bench(server: VllmServer, requests: list[Request], out: Path) -> dict[str, Any]:
     """vLLM's own client, in vLLM's own environment; what `--save-result` wrote."""
     env = locate(resolve_env(ENGINE, ROOT))
-    data = out / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": r.body["messages"][0]["content"]}) + "\n" for r in requests))
+    # Of its data sets for files, this is the one that needs no pandas; the second turn is not sent.
+    data = out / "prompts.json"
+    turns = [[{"value": r.body["messages"][0]["content"]}, {"value": "-"}] for r in requests]
+    data.write_text(json.dumps([{"conversations": pair} for pair in turns]))
     command = [
         str(env.folder / "bin" / "vllm"), "bench", "serve", "--backend", "openai-chat",
         "--base-url", server.base_url, "--endpoint", "/v1/chat/completions",
         "--model", str(REFERENCE / "target"), "--served-model-name", server.served_name,
-        "--dataset-name", "custom", "--dataset-path", str(data), "--num-prompts", str(len(requests)),
-        "--custom-output-len", str(MAX_TOKENS), "--skip-chat-template", "--disable-shuffle",
+        "--dataset-name", "sharegpt", "--dataset-path", str(data), "--num-prompts", str(len(requests)),
+        "--sharegpt-output-len", str(MAX_TOKENS), "--no-oversample", "--disable-shuffle",
         "--temperature", "0", "--max-concurrency", "1", "--disable-tqdm",
         "--percentile-metrics", "ttft,tpot,e2el", "--save-result", "--result-dir", str(out),
         "--result-filename", "bench.json",
