@@ -118,7 +118,9 @@ class Session:
         sampling = self.spec.sampling
         if sampling.requests == 0:
             return
-        requests = random.Random(f"sampling {self.seed}").sample(self.traffic.requests, sampling.requests)
+        requests = random.Random(f"sampling {self.seed}").sample(
+            self.traffic.requests, min(sampling.requests, len(self.traffic.requests))
+        )
         rows: list[Mapping[str, Any]] = []
         total = sampling.samples * len(requests)
         with progress.task(f"speculate: {self.arm}, sampled answers", total=total) as task:

@@ -341,6 +341,11 @@ def test_preflight(fake: Any, project: Path) -> None:
     check(project, changed(method="ngram"))
     with pytest.raises(DataError, match="no such traffic file"):
         check(project, changed(traffic="none.jsonl"), draft=draft)
+    with pytest.raises(UsageError, match="not every request of the traffic has a timestamp"):
+        check(project, changed(trace=True), draft=draft)
+    (project / "traffic.jsonl").write_text('{"messages": []}\n')
+    with pytest.raises(DataError, match=r"traffic\.jsonl:1: messages: holds nothing to answer"):
+        check(project, draft=draft)
 
 
 def test_the_candidate_must_fit_the_draft_too(fake: Any, project: Path) -> None:
