@@ -182,6 +182,13 @@ def test_acceptance_is_the_same(measured: Measured) -> None:
     assert positions == pytest.approx(entry["per_position_rate"], abs=0.01)
 
 
+def test_passes_of_the_target_are_the_engines_own_steps(measured: Measured) -> None:
+    """One request at a time, a step of the engine is a pass of the target for that request."""
+    steps = measured.ours["arms"]["speculative"]["loads"][LOAD]["steps"]
+    assert steps["target_forward_passes"] == steps["engine_steps"]
+    assert steps["forward_passes_saved"] > steps["output_tokens"] / 3
+
+
 @pytest.mark.parametrize("measure", ["ttft", "tpot"])
 def test_times_are_the_same_within_noise(measured: Measured, measure: str) -> None:
     medians = []

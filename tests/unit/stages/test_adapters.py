@@ -249,7 +249,7 @@ def test_how_long_speculation_takes(inputs: Inputs, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(speculate, "engine_preflight", lambda inputs: None)
     facts = TaskFacts(tmp_path, ["a"] * 180, [None] * 180, ["k"] * 180, [{}] * 180, {})
     monkeypatch.setattr(speculate, "item_facts", lambda spec, root: {"t": facts})
-    (tmp_path / "log.jsonl").write_text("{}\n")
+    (tmp_path / "log.jsonl").write_text('{"messages": [{"role": "user", "content": "hello"}]}\n')
     inputs = Inputs(**{**vars(inputs), "sections": {**inputs.sections, "evaluate": EvaluateSpec(tasks=("t",))}})
     spec = SpeculateSpec.model_validate(
         {"traffic": "log.jsonl", "requests": 80, "warmup": 0, "cancellation": None, "request_rate": 8}
