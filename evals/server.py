@@ -166,6 +166,11 @@ class VllmServer:
             process.kill()
             process.wait()
 
+    @property
+    def pid(self) -> int | None:
+        """The process above all of the server's processes; None when it does not run."""
+        return None if self._process is None else self._process.pid
+
     def alive(self) -> bool:
         """Whether the server process runs (it may still hang: ask `healthy`)."""
         return self._process is not None and self._process.poll() is None

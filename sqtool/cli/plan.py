@@ -172,7 +172,8 @@ def _details(step: Step) -> str:
     if "items" in details:
         words.append(f"{sum(details['items'].values())} items")
     if "requests" in details:
-        words.append(f"{details['arms']} x {details['requests']} requests")
+        loads = f" at {', '.join(details['loads'])}" if details.get("loads") else ""
+        words.append(f"{details['arms']} arms x {details['requests']} requests{loads}")
     if "gate" in details:
         words.append(f"{details['gate']['tests']} tests")
     return ", ".join(words)

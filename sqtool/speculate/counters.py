@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,10 @@ class Counters:
     speculation: Speculation | None
     others: Mapping[str, float]
     running: float
+    kv_usage: float | None = None
+    """Share of the KV cache's blocks that running requests hold; None when the server does not say."""
+    cache: Mapping[str, str] = field(default_factory=dict)
+    """What the server says of its KV cache: num_gpu_blocks, block_size, ... as texts."""
 
     def since(self, earlier: Counters) -> Counters:
         """What was counted between `earlier` and this reading."""
@@ -88,7 +92,14 @@ class Counters:
                 tuple(a - b for a, b in zip(speculation.per_position, old, strict=True)),
             )
         others = {name: value - earlier.others.get(name, 0.0) for name, value in self.others.items()}
-        return Counters(speculation, others, self.running)
+        return Counters(speculation, others, self.running, self.kv_usage, self.cache)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a line of blocks.jsonl holds."""
+        return {
+            "speculation": None if self.speculation is None else self.speculation.to_dict(),
+            "others": {name: round(value) for name, value in self.others.items()},
+        }
 
 
 def parse(text: str) -> Counters:
@@ -98,6 +109,8 @@ def parse(text: str) -> Counters:
     totals: dict[str, float] = {}
     positions: dict[int, float] = {}
     running = 0.0
+    usage: list[float] = []
+    cache: dict[str, str] = {}
     wanted = set(_OTHERS.values())
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -108,6 +121,10 @@ def parse(text: str) -> Counters:
                 totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
             elif sample.name == "vllm:num_requests_running":
                 running += sample.value
+            elif sample.name == "vllm:kv_cache_usage_perc":
+                usage.append(sample.value)
+            elif sample.name == "vllm:cache_config_info":
+                cache = cache or dict(sample.labels)
     speculation = None
     if _PREFIX + "drafts_total" in totals:
         drafts, drafted, accepted = (
@@ -116,7 +133,7 @@ def parse(text: str) -> Counters:
         per_position = tuple(round(positions.get(at, 0.0)) for at in range(max(positions, default=-1) + 1))
         speculation = Speculation(drafts, drafted, accepted, per_position)
     others = {name: totals[sample] for name, sample in _OTHERS.items() if sample in totals}
-    return Counters(speculation, others, running)
+    return Counters(speculation, others, running, max(usage, default=None), cache)
 
 
 def read_settled(fetch: Callable[[], str], *, pause: Callable[[float], None] = time.sleep) -> Counters:

@@ -1,86 +1,83 @@
-"""The four arms: baseline, quantized, speculative, both; each a real `vllm serve`, all on the same frozen traffic."""
+"""The experiment: every arm a real `vllm serve`, all on the same frozen traffic; files as `store` and `plan.json` say.
+
+Interleaved, all servers are up at once and take turns block by block, in an order drawn anew for each block; only one
+is sent anything at a time. Otherwise one arm is measured whole before the next. The control arm (baseline_again) is
+then a start of its own, the last one; interleaved it shares the baseline's server, so that it shows what machine and
+engine vary, and not what a restart does.
+"""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.engine_env import resolve_env
-from evals.server import VllmServer
-from evals.spec import EngineSpec
-from sqtool.errors import DataError, EngineError, UsageError
-from sqtool.files import read_json, write_json, write_text
+from evals.engine_env import VllmEnv, locate, resolve_env
+from evals.spec import EngineSpec, EvaluateSpec
+from sqtool.errors import DataError, UsageError
+from sqtool.files import canonical_json, sha256_text, write_json, write_text
 from sqtool.progress import Progress, Task
-from sqtool.speculate.client import Answer, send_block
-from sqtool.speculate.compare import acceptance_change, agreements, interaction
-from sqtool.speculate.counters import Counters, fetch_metrics, read_settled, reports_per_request
-from sqtool.speculate.spec import SpeculateSpec
-from sqtool.speculate.summary import ArmResult, BlockResult, summarize
-from sqtool.speculate.traffic import Traffic, choose, load_requests
+from sqtool.speculate import store
+from sqtool.speculate.analyse import analyse
+from sqtool.speculate.arms import Arm, arms_of
+from sqtool.speculate.counters import reports_per_request
+from sqtool.speculate.fit import check_arms
+from sqtool.speculate.loads import Load, loads_of, trace_of
+from sqtool.speculate.memory import memory
+from sqtool.speculate.probe import probe
+from sqtool.speculate.quality import answer_tasks
+from sqtool.speculate.requestlog import load_requests, task_requests
+from sqtool.speculate.schedule import Turn, interleaving, schedule, shared_utilization
+from sqtool.speculate.servers import Servers, naming
+from sqtool.speculate.session import Session, describe
+from sqtool.speculate.spec import CONTROL, FOUR, SpeculateSpec
+from sqtool.speculate.store import ArmFiles
+from sqtool.speculate.traffic import Request, Traffic, choose
 
-SCHEMA = "sqtool.speculate/1"
-PER_REQUEST_FLAG = ("--per-request-spec-decode-metrics", "summary")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One server configuration."""
-
-    name: str
-    model: Path
-    speculates: bool
-
-
-def arms_of(baseline: Path, candidate: Path) -> tuple[Arm, ...]:
-    """The four arms in the order run."""
-    return (
-        Arm("baseline", baseline, False),
-        Arm("quantized", candidate, False),
-        Arm("speculative", baseline, True),
-        Arm("both", candidate, True),
-    )
+TASKS = "tasks"
+"""The word in `speculate.traffic` for the items of evaluate.tasks."""
 
 
-def preflight(spec: SpeculateSpec, *, target: Path, draft: Path | None, root: Path) -> None:
-    """What can be known to fail before a server starts: no draft, another vocabulary, no traffic. Raises then."""
-    if not spec.enabled:
-        return
-    if not (root / spec.traffic).is_file():
+def preflight(
+    spec: SpeculateSpec,
+    engine: EngineSpec,
+    *,
+    baseline: Path,
+    candidate: Path,
+    draft: Path | None,
+    root: Path,
+    evaluate: EvaluateSpec | None = None,
+) -> tuple[Arm, ...]:
+    """All arms, when nothing is known to fail: no drafter or one that does not fit, no traffic. Raises otherwise.
+
+    `candidate` may be a folder that does not exist yet; what is known of it then is the baseline's.
+    """
+    made = candidate if (candidate / "config.json").is_file() else baseline
+    arms = arms_of(spec, engine, baseline=baseline, candidate=made, draft=draft, root=root)
+    check_arms(arms)
+    if spec.traffic == TASKS and evaluate is None:
+        raise UsageError("speculate.traffic is `tasks`, and there is no evaluate section")
+    if spec.traffic != TASKS and not (root / spec.traffic).is_file():
         raise DataError(
             root / spec.traffic,
             "no such traffic file (speculate.traffic)",
-            remedy="Give a JSONL of requests, or set `speculate: {enabled: false}`.",
+            remedy="Give a JSONL of requests, the word `tasks`, or set `speculate: {enabled: false}`.",
         )
-    if spec.method != "draft_model":
-        return
-    other = "Give `draft:` in the recipe, or set `speculate: {method: ngram}` or `{enabled: false}`."
-    if draft is None:
-        raise UsageError("speculate.method is draft_model, and the recipe has no draft model", remedy=other)
-    sizes = [read_json(folder / "config.json").get("vocab_size") for folder in (target, draft)]
-    if sizes[0] != sizes[1]:
-        raise UsageError(
-            f"the draft's vocabulary has {sizes[1]} tokens and the target's {sizes[0]}; they must be the same",
-            remedy=other,
-        )
-    tokens = [_vocabulary(folder) for folder in (target, draft)]
-    if None not in tokens and tokens[0] != tokens[1]:
-        raise UsageError(
-            "draft and target have different tokenizers, so drafted tokens mean something else", remedy=other
-        )
+    if spec.traffic != TASKS:  # the tasks' items are checked by the evaluation
+        requests = read_requests(spec, root, evaluate)
+        if spec.trace:
+            trace_of(requests)
+    return arms
 
 
-def _vocabulary(folder: Path) -> Any:
-    """Token -> id of a fast tokenizer, added tokens included; None where the folder has no tokenizer.json."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    content = read_json(path)
-    added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
-    return (content.get("model") or {}).get("vocab"), added
+def read_requests(spec: SpeculateSpec, root: Path, evaluate: EvaluateSpec | None) -> list[Request]:
+    """The traffic that the sample is drawn from."""
+    if spec.traffic == TASKS:
+        if evaluate is None:
+            raise UsageError("speculate.traffic is `tasks`, and there is no evaluate section")
+        return task_requests(evaluate, root, spec.max_tokens)
+    return load_requests(root / spec.traffic, spec.max_tokens)
 
 
 def speculate(
@@ -94,141 +91,188 @@ def speculate(
     out: Path,
     progress: Progress,
     seed: int,
+    evaluate: EvaluateSpec | None = None,
+    earlier: Path | None = None,
 ) -> dict[str, Any]:
-    """Run the four arms and write speculate.json, traffic.jsonl and arms/<arm>/{requests.jsonl, server.log} to `out`.
+    """Measure all arms into `out`: traffic.jsonl, plan.json, arms/<arm>/..., and speculate.json, which is returned.
 
-    Returns what speculate.json holds. Raises `EngineError` naming the arm and its log when a server does not start,
-    dies, or answers nothing; `UsageError` and `DataError` before any server starts.
+    With `evaluate` the speculating arms of the four also answer its tasks. `earlier` is what an interrupted attempt
+    left. Raises `EngineError` naming the arm and its log when a server does not start, dies, hangs or answers nothing;
+    `UsageError` and `DataError` before any server starts.
     """
-    for target in (baseline, candidate):
-        preflight(spec, target=target, draft=draft, root=root)
-    per_request = reports_per_request(resolve_env(engine, root))
-    requests = load_requests(root / spec.traffic, spec.max_tokens)
-    traffic = choose(requests, spec.requests, spec.warmup, seed, single_kind_blocks=not per_request)
-    write_text(out / "traffic.jsonl", traffic.to_jsonl())
+    arms = preflight(spec, engine, baseline=baseline, candidate=candidate, draft=draft, root=root, evaluate=evaluate)
+    env = locate(resolve_env(engine, root))
+    per_request = reports_per_request(env.folder)
     if not per_request:
         progress.note("speculate: this vLLM reports no acceptance per request; counting it around blocks of one kind")
-    results: dict[str, ArmResult] = {}
-    for arm in arms_of(baseline, candidate):
-        extra: list[str] = []
-        if arm.speculates:
-            config = spec.speculative_config(str(draft.resolve()) if draft else None)
-            extra = ["--speculative-config", json.dumps(config), *(PER_REQUEST_FLAG if per_request else ())]
-        results[arm.name] = run_arm(arm, spec, engine, traffic, extra, root=root, out=out, progress=progress)
-    summaries = {name: summarize(result) for name, result in results.items()}
-    report = {
-        "schema": SCHEMA,
-        "method": spec.method,
-        "speculative_config": spec.speculative_config(draft.name if draft else None),
-        "traffic": {
-            "source": spec.traffic,
-            "sha256": traffic.sha256,
-            "requests": len(traffic.requests),
-            "warmup": len(traffic.warmup),
-            "blocks": [len(block) for block in traffic.blocks],
-            "single_kind_blocks": traffic.single_kind_blocks,
-            "concurrency": spec.concurrency,
-            "max_tokens": spec.max_tokens,
-        },
+    requests = read_requests(spec, root, evaluate)
+    traffic = choose(requests, spec.requests, spec.warmup, seed, single_kind_blocks=not per_request)
+    loads = loads_of(spec, traffic, seed)
+    interleaved, why = interleaving(spec, arms, env)
+    turns = schedule([arm.name for arm in arms], loads, spec.repeats, seed, interleaved=interleaved)
+    progress.note(f"speculate: {len(arms)} arms, {'interleaved' if interleaved else 'one after the other'} ({why})")
+    write_text(out / "traffic.jsonl", traffic.to_jsonl())
+    key = _key(spec, traffic, arms, env, seed, evaluate, interleaved=interleaved)
+    reused = store.take_over(earlier, out, key, turns, interleaved=interleaved)
+    if reused:
+        progress.note(f"speculate: {len(reused)} of {len(turns)} blocks are taken from the interrupted run")
+    plan = {
+        "key": key,
         "seed": seed,
-        "arms": summaries,
-        "agreement": agreements(results),
-        "interaction": interaction(summaries),
-        "acceptance_change": acceptance_change(results),
+        "interleaved": interleaved,
+        "why": why,
+        "arms": [arm.name for arm in arms],
+        "loads": [load.to_dict() for load in loads],
+        "rounds": spec.repeats,
+        "per_request_acceptance": per_request,
+        "single_kind_blocks": traffic.single_kind_blocks,
+        "schedule": [{**turn.to_dict(), "reused": turn in reused} for turn in turns],
     }
+    write_json(out / store.PLAN, plan)
+    experiment = _Experiment(
+        spec, arms, {load.name: load for load in loads}, traffic, turns, frozenset(reused), env, evaluate,
+        root, out, progress, seed, per_request, earlier,
+    )  # fmt: skip
+    if interleaved:
+        experiment.interleaved()
+    else:
+        experiment.sequential()
+    store.seal(out)
+    report = analyse(out, spec, progress=progress)
     write_json(out / "speculate.json", report)
     return report
 
 
-def run_arm(
-    arm: Arm,
+def _key(
     spec: SpeculateSpec,
-    engine: EngineSpec,
     traffic: Traffic,
-    extra_args: Sequence[str],
+    arms: Sequence[Arm],
+    env: VllmEnv,
+    seed: int,
+    evaluate: EvaluateSpec | None,
     *,
-    root: Path,
-    out: Path,
-    progress: Progress,
-) -> ArmResult:
-    """Start the arm's server, send warm-up and blocks, write requests.jsonl; `EngineError` names arm and log."""
-    if engine.generation_config == "auto":
-        # Requests of the traffic are greedy, and say nothing of penalties that a checkpoint may bring.
-        engine = engine.model_copy(update={"generation_config": "vllm"})
-    folder = out / "arms" / arm.name
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "server.log"
-    result = ArmResult(arm.name, arm.model, arm.speculates)
-    try:
-        with (
-            VllmServer(arm.model, engine, log=log, extra_args=extra_args, root=root, progress=progress) as server,
-            progress.task(f"speculate: {arm.name}", total=len(traffic.requests)) as task,
-        ):
-            _measure(server, spec, traffic, result, task)
-            result.engine = server.facts()
-    except EngineError as error:
-        remedy = error.remedy if str(log) in error.remedy else f"{error.remedy} The whole log is in {log}.".strip()
-        raise EngineError(f"speculate, arm {arm.name!r}: {error.message}", remedy=remedy) from error
-    finally:
-        lines = (json.dumps(answer.to_dict(), ensure_ascii=False) for answer in result.answers)
-        write_text(folder / "requests.jsonl", "".join(line + "\n" for line in lines))
-    return result
+    interleaved: bool,
+) -> str:
+    """Identifies a plan: what an interrupted attempt measured under another one is worth nothing here."""
+
+    def files(folder: Path | None) -> list[Any]:
+        # By names, sizes and times: reading a large model through would cost more than resuming saves.
+        paths = [] if folder is None else sorted(path for path in folder.rglob("*") if path.is_file())
+        return [(p.relative_to(folder or p).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+
+    models = {str(folder): files(folder) for arm in arms for folder in (arm.model, arm.drafter) if folder is not None}
+    value = {
+        "spec": spec.model_dump(mode="json"),
+        "evaluate": None if evaluate is None else evaluate.model_dump(mode="json"),
+        "traffic": traffic.sha256,
+        "arms": [[arm.name, str(arm.model), arm.config(), arm.engine.model_dump(mode="json")] for arm in arms],
+        "models": models,
+        "vllm": env.version,
+        "seed": seed,
+        "interleaved": interleaved,
+    }
+    return sha256_text(canonical_json(value))
 
 
-def _measure(server: VllmServer, spec: SpeculateSpec, traffic: Traffic, result: ArmResult, task: Task) -> None:
-    began = time.perf_counter()
-    warm: list[Answer] = []
-    task.describe(f"speculate: {result.name} (warm-up)")
-    _send(server, spec, traffic.warmup, -1, began, warm.append)
-    _check(server, warm)
-    task.describe(f"speculate: {result.name}")
+@dataclass(frozen=True)
+class _Experiment:
+    spec: SpeculateSpec
+    arms: tuple[Arm, ...]
+    loads: dict[str, Load]
+    traffic: Traffic
+    turns: tuple[Turn, ...]
+    reused: frozenset[Turn]
+    env: VllmEnv
+    evaluate: EvaluateSpec | None
+    root: Path
+    out: Path
+    progress: Progress
+    seed: int
+    per_request: bool
+    earlier: Path | None
 
-    def keep(answer: Answer) -> None:
-        result.answers.append(answer)
-        task.advance()
+    def servers(self) -> Servers:
+        return Servers(self.out, self.root, self.progress, per_request=self.per_request, device=self.env.device)
 
-    before = _counters(server)
-    for number, block in enumerate(traffic.blocks):
-        seconds = _send(server, spec, block, number, began, keep)
-        _check(server, [a for a in result.answers if a.block == number])
-        after = _counters(server)
-        kind = block[0].kind if traffic.single_kind_blocks else None
-        result.blocks.append(BlockResult(seconds, after.since(before), kind))
-        before = after
-    place = {request.id: at for at, request in enumerate(traffic.requests)}
-    result.answers.sort(key=lambda answer: place[answer.id])
+    def session(self, servers: Servers, arm: Arm, server: str) -> Session:
+        files = ArmFiles(self.out, arm.name)
+        session = Session(arm.name, servers[server], self.spec, self.traffic, files, self.seed)
+        with naming(arm.name, servers.log(server)):
+            session.warm_up()
+        return session
 
+    def todo(self, arm: str | None = None) -> list[Turn]:
+        return [turn for turn in self.turns if turn not in self.reused and arm in (None, turn.arm)]
 
-def _send(
-    server: VllmServer, spec: SpeculateSpec, requests: Sequence[Any], block: int, began: float, keep: Any
-) -> float:
-    return send_block(
-        requests,
-        block=block,
-        base_url=server.base_url,
-        api_key=server.api_key,
-        model=server.served_name,
-        concurrency=spec.concurrency,
-        timeout=spec.request_timeout,
-        began=began,
-        on_answer=keep,
-    )
+    def work(self, turns: Sequence[Turn]) -> int:
+        """Requests of some turns."""
+        return sum(len(self.loads[turn.load].batches[turn.block]) for turn in turns)
 
+    def sequential(self) -> None:
+        for arm in self.arms:
+            if ArmFiles(self.out, arm.name).finished:
+                continue
+            turns = self.todo(arm.name)
+            with self.servers() as servers:
+                servers.start([arm], {})
+                session = self.session(servers, arm, arm.name)
+                with self.progress.task(f"speculate: {arm.name}", total=self.work(turns)) as task:
+                    for turn in turns:
+                        self.turn(servers, session, turn, arm.name, task)
+                self.finish(servers, session, arm, arm.name)
 
-def _counters(server: VllmServer) -> Counters:
-    try:
-        return read_settled(lambda: fetch_metrics(server.base_url, server.api_key))
-    except OSError as error:
-        raise server.failure(f"/metrics does not answer ({error})") from error
+    def interleaved(self) -> None:
+        todo = [arm for arm in self.arms if not ArmFiles(self.out, arm.name).finished]
+        # The control is asked of the baseline's server, so it needs that one and none of its own.
+        home = {arm.name: "baseline" if arm.name == CONTROL else arm.name for arm in todo}
+        needed = [arm for arm in self.arms if arm.name in home.values()]
+        turns = self.todo()
+        with self.servers() as servers:
+            servers.start(needed, shared_utilization(needed, self.env))
+            sessions = {arm.name: self.session(servers, arm, home[arm.name]) for arm in todo}
+            with self.progress.task("speculate: arms in turn", total=self.work(turns)) as task:
+                for turn in turns:
+                    task.describe(f"speculate: {turn.load}, block {turn.block + 1}, {turn.arm}")
+                    self.turn(servers, sessions[turn.arm], turn, home[turn.arm], task)
+            for server in needed:
+                for arm in todo:
+                    if home[arm.name] == server.name:
+                        self.finish(servers, sessions[arm.name], arm, server.name)
+                servers.stop(server.name)
 
+    def turn(self, servers: Servers, session: Session, turn: Turn, server: str, task: Task) -> None:
+        with naming(turn.arm, servers.log(server)):
+            session.turn(self.loads[turn.load], turn, task)
 
-def _check(server: VllmServer, answers: Sequence[Answer]) -> None:
-    """A failed request is a measurement; a dead server, or one that answers nothing at all, is not."""
-    failed = [answer for answer in answers if not answer.ok]
-    if not failed:
-        return
-    server.require_alive()
-    if not server.healthy():
-        raise server.failure(f"the server stopped answering ({failed[0].error})")
-    if len(failed) == len(answers):
-        raise server.failure(f"every one of {len(answers)} requests failed, the first with: {failed[0].error}")
+    def finish(self, servers: Servers, session: Session, arm: Arm, home: str) -> None:
+        """The passes after the traffic, and arm.json, which says that the arm is finished."""
+        server, files = session.server, session.files
+        shared = home if home != arm.name else None
+        with naming(arm.name, servers.log(home)):
+            # Before the tasks are asked, which may press harder than the traffic did.
+            used = memory(
+                arm,
+                log=server.log_text(),
+                flags=[str(word) for word in server.facts().get("flags", ())],
+                counters=session.counters(),
+                pid=server.pid,
+                device=self.env.device,
+            )
+            if arm.name in FOUR and arm.speculates and self.evaluate is not None:
+                answer_tasks(
+                    arm,
+                    server,
+                    files,
+                    self.evaluate,
+                    items=self.spec.quality.items,
+                    root=self.root,
+                    progress=self.progress,
+                    seed=self.seed,
+                    earlier=None if self.earlier is None else self.earlier / "arms" / arm.name,
+                )
+            if arm.name in (*FOUR, CONTROL):
+                session.sample(self.progress)
+            if self.spec.cancellation is not None and arm.name != CONTROL:
+                with self.progress.task(f"speculate: {arm.name}, cut-off streams"):
+                    files.keep_probe(probe(session, self.spec.cancellation))
+            files.finish(describe(arm, server, used, shared))

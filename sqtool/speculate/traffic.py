@@ -12,12 +12,10 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqtool.errors import DataError
-from sqtool.files import read_jsonl, sha256_text
+from sqtool.files import sha256_text
 
 BLOCK_REQUESTS = 40
 """About as many requests make a block."""
@@ -30,6 +28,26 @@ class Request:
     id: str
     kind: str
     body: Mapping[str, Any]
+    arrival_s: float | None = None
+    """When it was recorded: seconds after the log's first request."""
+    scorer: str | None = None
+    """Name of the scorer that says whether an answer is right; None where nobody can say."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    expected: Mapping[str, Any] | None = None
+
+    def to_dict(self, block: int) -> dict[str, Any]:
+        """One line of traffic.jsonl."""
+        options = {"options": dict(self.options)} if self.options else {}
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "block": block,
+            "body": self.body,
+            "arrival_s": self.arrival_s,
+            "scorer": self.scorer,
+            **options,
+            "expected": self.expected,
+        }
 
 
 @dataclass(frozen=True)
@@ -49,62 +67,13 @@ class Traffic:
         """The frozen file: one measured or warm-up request a line, in the order sent. Block -1 is the warm-up."""
         numbered = [(-1, request) for request in self.warmup]
         numbered += [(number, request) for number, block in enumerate(self.blocks) for request in block]
-        lines = (
-            json.dumps({"id": r.id, "kind": r.kind, "block": number, "body": r.body}, ensure_ascii=False)
-            for number, r in numbered
-        )
+        lines = (json.dumps(request.to_dict(number), ensure_ascii=False) for number, request in numbered)
         return "\n".join(lines) + "\n"
 
     @property
     def sha256(self) -> str:
         """Hash of the frozen file."""
         return sha256_text(self.to_jsonl())
-
-
-def load_requests(path: Path, max_tokens: int) -> list[Request]:
-    """Read a traffic file: items with `id`, `messages` and optionally `kind`, `tools`, `max_tokens`.
-
-    A conversation that ends with the assistant's answer is cut before it. Raises `DataError` with file and line.
-    """
-    requests = []
-    seen: set[str] = set()
-    for number, item in read_jsonl(path):
-        name = item.get("id")
-        if not isinstance(name, str) or not name:
-            raise DataError(path, "must be a text", line=number, field="id")
-        if name in seen:
-            raise DataError(path, f"{name!r} occurs twice", line=number, field="id")
-        seen.add(name)
-        messages = item.get("messages")
-        if not isinstance(messages, list) or not all(isinstance(m, dict) and "role" in m for m in messages):
-            raise DataError(path, "must be a list of chat messages", line=number, field="messages")
-        while messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
-        if not messages:
-            raise DataError(path, "holds nothing to answer", line=number, field="messages")
-        limit = item.get("max_tokens", max_tokens)
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-            raise DataError(path, "must be a positive whole number", line=number, field="max_tokens")
-        body = {"messages": [_openai_message(m) for m in messages], "max_tokens": limit}
-        if item.get("tools"):
-            body["tools"] = item["tools"]
-        requests.append(Request(name, str(item.get("kind") or "all"), body))
-    if not requests:
-        raise DataError(path, "holds no requests")
-    return requests
-
-
-def _openai_message(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with tool-call arguments as text, as the API wants them (pools keep them as objects)."""
-    if not message.get("tool_calls"):
-        return message
-    calls = []
-    for number, call in enumerate(message["tool_calls"]):
-        function = dict(call["function"])
-        if not isinstance(function.get("arguments"), str):
-            function["arguments"] = json.dumps(function.get("arguments") or {}, ensure_ascii=False)
-        calls.append({"id": f"call_{number}", "type": "function", **call, "function": function})
-    return {**message, "tool_calls": calls}
 
 
 def choose(requests: Sequence[Request], count: int, warmup: int, seed: int, *, single_kind_blocks: bool) -> Traffic:

@@ -1,23 +1,36 @@
-"""speculate: how speculative decoding behaves with the candidate; four servers, the same traffic."""
+"""speculate: how speculative decoding behaves with the candidate; four arms and more, the same traffic."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from evals.spec import EvaluateSpec
 from sqtool.errors import DataError, UsageError
-from sqtool.speculate.spec import SpeculateSpec
+from sqtool.spec import Spec
+from sqtool.speculate.spec import CONTROL, FOUR, DraftSpec, SpeculateSpec
 from sqtool.stages.contract import Estimate, Inputs, StageResult
-from sqtool.stages.measuring import START_SECONDS, engine_fingerprint, engine_preflight
-from sqtool.stages.sections import engine_section
+from sqtool.stages.measuring import (
+    ITEMS_PER_SECOND,
+    START_SECONDS,
+    engine_fingerprint,
+    engine_preflight,
+    item_facts,
+    task_files,
+)
+from sqtool.stages.sections import engine_section, evaluate_section
 
-ARMS = 4
-REQUESTS_PER_SECOND = 5.0
-"""Requests of the reference traffic that one arm answers a second on 2 CPU cores, 8 at once."""
+if TYPE_CHECKING:
+    from sqtool.speculate.arms import Arm
+
+REQUESTS_PER_SECOND = 8.0
+"""Requests of the reference traffic that one arm answers a second on 2 CPU cores, 16 at once."""
+PROBE_PASSES = 3
+TASKS = "tasks"
 
 
 def run(spec: SpeculateSpec, inputs: Inputs, out: Path) -> StageResult:
-    """Measure the four arms into `out/speculate.json`."""
+    """Measure all arms into `out/speculate.json`."""
     from sqtool.speculate.run import speculate
 
     assert inputs.candidate is not None
@@ -31,6 +44,8 @@ def run(spec: SpeculateSpec, inputs: Inputs, out: Path) -> StageResult:
         out=out,
         progress=inputs.progress,
         seed=inputs.seed,
+        evaluate=evaluate_section(inputs),
+        earlier=inputs.earlier,
     )
     return StageResult(summary)
 
@@ -41,21 +56,38 @@ def skip(spec: SpeculateSpec, inputs: Inputs) -> str:
     kind = engine_section(inputs).kind
     if kind != "vllm" and "enabled" not in spec.model_fields_set:
         return f"speculation is measured with vLLM only, and engine.kind is {kind}"
-    if spec.method == "draft_model" and inputs.draft is None and "method" not in spec.model_fields_set:
+    has_draft = inputs.draft is not None or spec.model is not None
+    if spec.method == "draft_model" and not has_draft and "method" not in spec.model_fields_set:
         return "the recipe has no draft model"
     return ""
 
 
 def data_files(spec: SpeculateSpec, inputs: Inputs) -> list[Path]:
+    """The traffic, and the drafters that the section names itself."""
+    files = [file for folder in _drafters(spec, inputs.root) for file in sorted(folder.glob("*")) if file.is_file()]
+    if spec.traffic == TASKS:
+        return files + task_files(evaluate_section(inputs), inputs.root)
     path = inputs.root / spec.traffic
     if not path.is_file():
         raise DataError(
             path,
             "no such traffic file",
             field="speculate.traffic",
-            remedy="Give a JSONL of requests, or set `speculate: {enabled: false}`.",
+            remedy="Give a JSONL of requests, the word `tasks`, or set `speculate: {enabled: false}`.",
         )
-    return [path]
+    return [*files, path]
+
+
+def _drafters(spec: SpeculateSpec, root: Path) -> list[Path]:
+    named = [spec.model, *(a.speculative.model for a in spec.arms.values() if isinstance(a.speculative, DraftSpec))]
+    return [root / Path(name).expanduser() for name in dict.fromkeys(named) if name is not None]
+
+
+def counted(section: Spec) -> Spec:
+    """Of the evaluation only what the speculating arms are asked: its drift and its controls are others' work."""
+    if isinstance(section, EvaluateSpec):
+        return section.model_copy(update={"drift": None, "control": None, "as_served": None})
+    return section
 
 
 def fingerprint(_spec: SpeculateSpec, inputs: Inputs) -> dict[str, Any]:
@@ -72,8 +104,55 @@ def preflight(spec: SpeculateSpec, inputs: Inputs) -> Estimate:
             remedy="Use `engine: {kind: vllm}`, or `speculate: {enabled: false}`.",
         )
     engine_preflight(inputs)
-    check(spec, target=inputs.model, draft=inputs.draft, root=inputs.root)
-    requests = ARMS * (spec.requests + spec.warmup)
-    seconds = ARMS * START_SECONDS + requests / REQUESTS_PER_SECOND
-    rule = f"{ARMS} starts of {START_SECONDS:.0f} s, {REQUESTS_PER_SECOND:.0f} requests/s"
-    return Estimate(seconds, work=requests, rule=rule, details={"arms": ARMS, "requests": spec.requests})
+    arms = check(
+        spec,
+        engine_section(inputs),
+        baseline=inputs.model,
+        candidate=inputs.candidate or inputs.model,
+        draft=inputs.draft,
+        root=inputs.root,
+        evaluate=evaluate_section(inputs),
+    )
+    return _estimate(spec, arms, inputs)
+
+
+def _estimate(spec: SpeculateSpec, arms: tuple[Arm, ...], inputs: Inputs) -> Estimate:
+    servers = [arm.name for arm in arms if arm.name != CONTROL]
+    quality = [arm.name for arm in arms if arm.name in FOUR and arm.speculates]
+    facts = item_facts(evaluate_section(inputs), inputs.root)
+    items = sum(len(fact.ids) for fact in facts.values())
+    if spec.quality.items is not None:
+        items = min(items, spec.quality.items)
+    closed = spec.requests * (len(spec.max_concurrency) + spec.trace) * spec.repeats * len(arms)
+    opened = sum(spec.requests / rate for rate in spec.request_rate) * spec.repeats * len(arms)
+    others = len(servers) * spec.warmup
+    if spec.cancellation is not None:
+        others += len(servers) * spec.cancellation.requests * PROBE_PASSES
+    others += spec.sampling.requests * spec.sampling.samples * sum(arm.name in (*FOUR, CONTROL) for arm in arms)
+    seconds = (
+        len(servers) * START_SECONDS
+        + (closed + others) / REQUESTS_PER_SECOND
+        + opened
+        + len(quality) * items / ITEMS_PER_SECOND
+    )
+    loads = [
+        *(f"c{n}" for n in spec.max_concurrency),
+        *(f"r{rate:g}" for rate in spec.request_rate),
+        *(["trace"] if spec.trace else []),
+    ]
+    rule = (
+        f"{len(servers)} starts of {START_SECONDS:.0f} s, {REQUESTS_PER_SECOND:.0f} requests/s, "
+        f"{len(quality)} times {items} task items at {ITEMS_PER_SECOND:.0f}/s (the reference pair on 2 cores)"
+    )
+    return Estimate(
+        seconds,
+        work=seconds,
+        rule=rule,
+        details={
+            "arms": len(arms),
+            "arm_names": [arm.name for arm in arms],
+            "loads": loads,
+            "requests": spec.requests,
+            "quality_items": items,
+        },
+    )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from evals.engine_env import VllmEnv
 from sqtool.errors import EngineError
 
 
@@ -24,11 +25,15 @@ class FakeVllm:
     """Called with each request: None answers it; `error`, `cut`, `hang`, `die` do what they say."""
 
     def __init__(self, model: Path, spec: Any, *, log: Path, extra_args: Sequence[str] = (), **_: Any) -> None:
-        self.model, self.log, self.extra_args = model, log, list(extra_args)
+        self.model, self.spec, self.log, self.extra_args = model, spec, log, list(extra_args)
         self.api_key = "key"
         self.speculates = "--speculative-config" in self.extra_args
         self.reports = "--per-request-spec-decode-metrics" in self.extra_args
         self.bodies: list[dict[str, Any]] = []
+        self.start_seconds = 0.1
+        self.pid = None
+        self.running = 0
+        self.http: ThreadingHTTPServer | None = None
         self.counts = {"drafts": 0, "draft_tokens": 0, "accepted_tokens": 0}
         self.positions = [0, 0, 0, 0]
         self.generated = 0
@@ -70,14 +75,20 @@ class FakeVllm:
 
     def __exit__(self, *_: Any) -> None:
         self.release.set()
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
+        http, self.http = self.http, None
+        if http is not None:
+            http.shutdown()
+            http.server_close()
+            self.thread.join()
 
     def metrics(self) -> str:
         lines = [
             "# TYPE vllm:num_requests_running gauge",
-            'vllm:num_requests_running{engine="0",model_name="model"} 0.0',
+            f'vllm:num_requests_running{{engine="0",model_name="model"}} {float(self.running)}',
+            "# TYPE vllm:kv_cache_usage_perc gauge",
+            f'vllm:kv_cache_usage_perc{{engine="0",model_name="model"}} {self.running / 100}',
+            "# TYPE vllm:cache_config_info gauge",
+            'vllm:cache_config_info{engine="0",block_size="16",num_gpu_blocks="100"} 1.0',
             "# TYPE vllm:generation_tokens_total counter",
             f'vllm:generation_tokens_total{{engine="0",model_name="model"}} {float(self.generated)}',
         ]
@@ -96,6 +107,14 @@ class FakeVllm:
     def answer(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         with self.lock:
             self.bodies.append(body)
+            self.running += 1
+        try:
+            self.reply(handler, body)
+        finally:
+            with self.lock:
+                self.running -= 1
+
+    def reply(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         action = FakeVllm.behaviour(self, body)
         if action == "die":
             self.dead = True
@@ -108,6 +127,9 @@ class FakeVllm:
             handler.end_headers()
             handler.wfile.write(text)
             return
+        if not body.get("stream"):
+            self.whole(handler, body)
+            return
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Connection", "close")
@@ -119,6 +141,18 @@ class FakeVllm:
                 if action == "cut":
                     return
             handler.wfile.write(b"data: [DONE]\n\n")
+
+    def whole(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        message = {"role": "assistant", "content": body["messages"][-1]["content"]}
+        value = {
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 3},
+        }
+        text = json.dumps(value).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(text)))
+        handler.end_headers()
+        handler.wfile.write(text)
 
     def chunks(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         words = body["messages"][-1]["content"].split()
@@ -165,7 +199,11 @@ class FakeVllm:
         }
 
     def facts(self) -> dict[str, Any]:
-        return {"engine": "double"}
+        flags = ["--kv-cache-memory-bytes", "4096", *self.extra_args]
+        return {"engine": "double", "flags": flags, "start_seconds": self.start_seconds}
+
+    def log_text(self) -> str:
+        return self.log.read_text()
 
     def healthy(self, timeout: float = 5.0) -> bool:
         return not self.dead
@@ -181,9 +219,13 @@ class FakeVllm:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeVllm]:
     """The double in place of the real server, which also reports acceptance per request."""
-    monkeypatch.setattr("sqtool.speculate.run.VllmServer", FakeVllm)
+    monkeypatch.setattr("sqtool.speculate.servers.VllmServer", FakeVllm)
     monkeypatch.setattr("sqtool.speculate.run.resolve_env", lambda spec, root: Path())
+    monkeypatch.setattr(
+        "sqtool.speculate.run.locate", lambda folder: VllmEnv(folder, folder / "vllm", "cpu", "0.32.0+cpu")
+    )
     monkeypatch.setattr("sqtool.speculate.run.reports_per_request", lambda env: True)
+    monkeypatch.setattr("sqtool.speculate.schedule.free_bytes", lambda env: 64 << 30)
     monkeypatch.setattr(FakeVllm, "started", [])
     monkeypatch.setattr(FakeVllm, "behaviour", staticmethod(lambda server, body: None))
     return FakeVllm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sqtool.speculate.client import Answer, _read_stream, send_block
+from sqtool.speculate.client import HUNG_UP, Answer, Pass, Target, _read_stream, send_block, send_open
 from sqtool.speculate.counters import Speculation, add_up, from_answer, parse
 from sqtool.speculate.traffic import Request
 
@@ -54,18 +55,12 @@ def test_recorded_answers_add_up_to_the_recorded_counters() -> None:
     assert add_up(from_answer(report) for report in reports if report) == after.since(before).speculation
 
 
-def send(server: Any, requests: list[Request], timeout: float = 20) -> tuple[list[Answer], float]:
+def send(server: Any, requests: list[Request], timeout: float = 20, **more: Any) -> tuple[list[Answer], float]:
     answers: list[Answer] = []
+    target = Target(server.base_url, server.api_key, "model", timeout)
+    where = Pass("c4", 1, 3, salt="this arm")
     seconds = send_block(
-        requests,
-        block=3,
-        base_url=server.base_url,
-        api_key=server.api_key,
-        model="model",
-        concurrency=4,
-        timeout=timeout,
-        began=time.perf_counter(),
-        on_answer=answers.append,
+        requests, target, where, concurrency=4, began=time.perf_counter(), on_answer=answers.append, **more
     )
     return answers, seconds
 
@@ -85,6 +80,50 @@ def test_requests_are_sent_as_the_api_wants(fake: Any, tmp_path: Path) -> None:
     body = server.bodies[0]
     assert (body["temperature"], body["stream"], body["model"], body["max_tokens"]) == (0, True, "model", 9)
     assert body["stream_options"] == {"include_usage": True}
+    assert body["cache_salt"] == "this arm"
+    assert body["top_k"] == 0  # named, or vLLM would take it from the checkpoint's generation_config
+    assert {(a.load, a.round) for a in answers} == {("c4", 1)}
+
+
+def test_a_stream_is_cut_off_in_the_middle(fake: Any, tmp_path: Path) -> None:
+    with fake(tmp_path, None, log=tmp_path / "log") as server:
+        answers, _ = send(server, ask("one two three four", "five"), cut={"q0"})
+    by_id = {answer.id: answer for answer in answers}
+    assert by_id["q0"].error == HUNG_UP
+    assert by_id["q1"].ok
+
+
+def test_an_open_loop_waits_for_nobody(fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(3, timeout=20)
+
+    def all_at_once(server: Any, body: dict[str, Any]) -> None:
+        together.wait()  # passes only when all three are in flight
+
+    monkeypatch.setattr(fake, "behaviour", staticmethod(all_at_once))
+    answers: list[Answer] = []
+    with fake(tmp_path, None, log=tmp_path / "log") as server:
+        target = Target(server.base_url, server.api_key, "model", 20)
+        seconds = send_open(
+            ask("a", "b", "c"),
+            [0.0, 0.05, 0.1],
+            target,
+            Pass("r20"),
+            began=time.perf_counter(),
+            on_answer=answers.append,
+        )
+    assert all(answer.ok and answer.late_s is not None and answer.late_s >= 0 for answer in answers)
+    assert seconds >= 0.1
+
+
+def test_what_an_answer_raises_ends_the_sending(fake: Any, tmp_path: Path) -> None:
+    def enough(answer: Answer) -> None:
+        raise RuntimeError("enough")
+
+    with fake(tmp_path, None, log=tmp_path / "log") as server:
+        target = Target(server.base_url, server.api_key, "model", 20)
+        with pytest.raises(RuntimeError, match="enough"):
+            send_block(ask(*"abcdef"), target, Pass(), concurrency=1, began=0.0, on_answer=enough)
+    assert len(server.bodies) <= 2
 
 
 @pytest.mark.parametrize(

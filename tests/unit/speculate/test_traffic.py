@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqtool.errors import DataError
-from sqtool.speculate.traffic import Request, _apportion, choose, load_requests
+from sqtool.speculate.traffic import Request, _apportion, choose
 
 
 def pool(**sizes: int) -> list[Request]:
@@ -54,46 +50,3 @@ def test_apportion(sizes: list[int], count: int) -> None:
     assert all(0 <= shares[name] <= named[name] for name in named)
     if count >= len(sizes):
         assert min(shares.values()) >= 1
-
-
-def test_load(tmp_path: Path) -> None:
-    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
-    items = [
-        {"id": "a", "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "cut off"}]},
-        {
-            "id": "b",
-            "kind": "tool_simple",
-            "max_tokens": 5,
-            "tools": [{"type": "function"}],
-            "messages": [
-                {"role": "user", "content": "do"},
-                {"role": "assistant", "content": "", "tool_calls": [call]},
-                {"role": "tool", "content": "done"},
-            ],
-        },
-    ]
-    path = tmp_path / "t.jsonl"
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    first, second = load_requests(path, 64)
-    assert (first.kind, first.body["max_tokens"], len(first.body["messages"])) == ("all", 64, 1)
-    assert second.body["max_tokens"] == 5
-    assert second.body["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"x": 1}'
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"messages": []}', "id: must be a text"),
-        ('{"id": "a", "messages": []}', "nothing to answer"),
-        ('{"id": "a", "messages": ["hi"]}', "list of chat messages"),
-        ('{"id": "a", "messages": [{"role": "user"}], "max_tokens": 0}', "positive whole number"),
-        ('{"id": "a", "messages": [{"role": "user"}]}\n{"id": "a", "messages": []}', "occurs twice"),
-        ("", "holds no requests"),
-        ("{", "not JSON"),
-    ],
-)
-def test_bad_traffic(tmp_path: Path, line: str, message: str) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_text(line + "\n")
-    with pytest.raises(DataError, match=message):
-        load_requests(path, 64)

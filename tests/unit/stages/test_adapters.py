@@ -21,6 +21,7 @@ from sqtool.release.spec import ReleaseSpec
 from sqtool.speculate.spec import SpeculateSpec
 from sqtool.stages import baseline, calibrate, control, evaluate, gate, quantize, release, speculate
 from sqtool.stages.contract import Inputs
+from sqtool.stages.measuring import START_SECONDS, TaskFacts
 from sqtool.stages.table import STAGES
 
 AWQ = QuantizeSpec.model_validate({"methods": [{"awq": {}}]})
@@ -214,13 +215,49 @@ def test_control(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) 
 
 def test_speculate(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
     fake = double("sqtool.speculate.run:speculate", {"arms": {}})
+    evaluate = EvaluateSpec(tasks=("t",))
+    inputs = Inputs(
+        **{**vars(inputs), "sections": {**inputs.sections, "evaluate": evaluate}, "earlier": tmp_path / "failed"}
+    )
     assert speculate.run(SpeculateSpec(), inputs, out_of(tmp_path)).summary == {"arms": {}}
     assert (fake.arguments["baseline"], fake.arguments["candidate"]) == (inputs.model, inputs.candidate)
+    assert (fake.arguments["evaluate"], fake.arguments["earlier"]) == (evaluate, tmp_path / "failed")
     assert speculate.skip(SpeculateSpec(enabled=False), inputs)
     alone = Inputs(**{**vars(inputs), "draft": None})
     assert speculate.skip(SpeculateSpec(), alone) == "the recipe has no draft model"
     assert not speculate.skip(SpeculateSpec(method="ngram"), alone)
     assert not speculate.skip(SpeculateSpec(method="draft_model"), alone), "asked for by name, it must be an error"
+    assert not speculate.skip(SpeculateSpec(model="some/draft"), alone)
+
+
+def test_what_speculation_depends_on(inputs: Inputs, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/config.json").write_text("{}")
+    other = {"target": "baseline", "speculative": {"model": "small"}}
+    spec = SpeculateSpec.model_validate({"traffic": "log.jsonl", "arms": {"other": other}})
+    assert speculate.data_files(spec, inputs) == [tmp_path / "small/config.json", tmp_path / "log.jsonl"]
+    with pytest.raises(DataError, match="no such traffic file"):
+        speculate.data_files(SpeculateSpec(traffic="none.jsonl"), inputs)
+    # How drift and the controls are measured changes nothing here.
+    one, two = EvaluateSpec(tasks=("t",)), EvaluateSpec(tasks=("t",), drift=None, control=None)
+    assert speculate.counted(one) == speculate.counted(two)
+    assert speculate.counted(one) != speculate.counted(EvaluateSpec(tasks=("u",)))
+
+
+def test_how_long_speculation_takes(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speculate, "engine_preflight", lambda inputs: None)
+    facts = TaskFacts(tmp_path, ["a"] * 180, [None] * 180, ["k"] * 180, [{}] * 180, {})
+    monkeypatch.setattr(speculate, "item_facts", lambda spec, root: {"t": facts})
+    (tmp_path / "log.jsonl").write_text('{"messages": [{"role": "user", "content": "hello"}]}\n')
+    inputs = Inputs(**{**vars(inputs), "sections": {**inputs.sections, "evaluate": EvaluateSpec(tasks=("t",))}})
+    spec = SpeculateSpec.model_validate(
+        {"traffic": "log.jsonl", "requests": 80, "warmup": 0, "cancellation": None, "request_rate": 8}
+    )
+    estimate = speculate.preflight(spec, inputs)
+    # Four starts, five arms at one closed load and one open one, two arms that answer 180 items.
+    assert estimate.seconds == pytest.approx(4 * START_SECONDS + 5 * 80 / 8 + 5 * 80 / 8 + 2 * 180 / 18)
+    assert (estimate.details["arms"], estimate.details["loads"]) == (5, ["c16", "r8"])
 
 
 def test_speculation_is_vllms_only(inputs: Inputs) -> None:

@@ -1,0 +1,89 @@
+"""The evaluation's items, answered by an arm that speculates: same tasks, same scorers, same requests."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+
+from evals.engines.vllm import VllmEngine, vllm_endpoint
+from evals.harness.stage import ask_lm_eval
+from evals.records import answer_key
+from evals.run import run_task, spread
+from evals.server import VllmServer
+from evals.spec import EvaluateSpec
+from evals.tasks import load_tasks
+from sqtool.files import canonical_json, sha256_text
+from sqtool.progress import Progress
+from sqtool.speculate.arms import Arm
+from sqtool.speculate.store import PART, QUALITY, ArmFiles
+
+
+class RunningVllm(VllmEngine):
+    """A server that is up already, as an engine that answers tasks; leaving the context leaves it running."""
+
+    def __init__(self, server: VllmServer) -> None:
+        self.server = server
+        self.retried: Counter[str] = Counter()
+        self.endpoint = vllm_endpoint(server, self.retried)
+
+    def __enter__(self) -> RunningVllm:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+def answer_tasks(
+    arm: Arm,
+    server: VllmServer,
+    files: ArmFiles,
+    evaluate: EvaluateSpec,
+    *,
+    items: int | None,
+    root: Path,
+    progress: Progress,
+    seed: int,
+    earlier: Path | None,
+) -> None:
+    """Records of all tasks in `quality/<task>.jsonl.part` (which sealing makes quality/records/<task>.jsonl). With
+    `items` so many over all tasks, and none of lm-eval's. `earlier` is this arm's folder of an interrupted attempt."""
+    engine = RunningVllm(server)
+    out = files.path / QUALITY
+    tasks = load_tasks(evaluate, root)
+    if items is not None:
+        tasks = spread(tasks, items)
+    kept = None if earlier is None else earlier / QUALITY
+    for task in tasks:
+        if (out / f"{task.name}.jsonl{PART}").is_file():
+            continue
+        key = answer_key(arm.model, arm.engine, task.generation, seed)
+        key = sha256_text(canonical_json([key, arm.config()]))
+        run_task(
+            task, engine, evaluate, key=key, out=out, progress=progress, seed=seed, resume_from=kept
+        )  # fmt: skip
+        _hold(out)
+    if items is None and evaluate.lm_eval is not None:
+        key = sha256_text(canonical_json([answer_key(arm.model, arm.engine, evaluate.generation, seed), arm.config()]))
+        ask_lm_eval(
+            evaluate,
+            arm.engine,
+            engine,
+            model=arm.model,
+            root=root,
+            out=out,
+            key=key,
+            progress=progress,
+            seed=seed,
+            resume_from=kept,
+        )
+        _hold(out)
+
+
+def _hold(out: Path) -> None:
+    """Finished records out of the way of the next attempt's parts, under a name that a failed stage keeps."""
+    for path in sorted((out / "records").glob("*.jsonl")):
+        os.replace(path, out / (path.name + PART))

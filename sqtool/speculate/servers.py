@@ -1,0 +1,97 @@
+"""The arms' servers: started side by side where that is faster, ended whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from evals.server import VllmServer
+from evals.spec import EngineSpec
+from sqtool.errors import EngineError
+from sqtool.progress import Progress
+from sqtool.speculate.arms import Arm
+
+LOG = "server.log"
+AT_ONCE = {"cpu": 2, "cuda": 1}
+"""Servers that start together. On a GPU each one measures the free memory while it starts, and would measure the
+others' growth as its own."""
+
+
+@contextmanager
+def naming(arm: str, log: Path) -> Iterator[None]:
+    """Errors of an engine say which arm's it was, and where its log is."""
+    try:
+        yield
+    except EngineError as error:
+        remedy = error.remedy if str(log) in error.remedy else f"{error.remedy} The whole log is in {log}.".strip()
+        raise EngineError(f"speculate, arm {arm!r}: {error.message}", remedy=remedy) from error
+
+
+class Servers:
+    """Context manager over the servers of some arms; leaving it ends all of them, those still starting too."""
+
+    def __init__(self, out: Path, root: Path, progress: Progress, *, per_request: bool, device: str) -> None:
+        self._out, self._root, self._progress = out, root, progress
+        self._per_request, self._at_once = per_request, AT_ONCE.get(device, 1)
+        self._servers: dict[str, VllmServer] = {}
+
+    def __enter__(self) -> Servers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_all()
+
+    def __getitem__(self, arm: str) -> VllmServer:
+        return self._servers[arm]
+
+    def log(self, arm: str) -> Path:
+        """Where the arm's server logs."""
+        return self._out / "arms" / arm / LOG
+
+    def start(self, arms: Sequence[Arm], engines: dict[str, EngineSpec]) -> None:
+        """Start a server for each arm and wait until all answer; `EngineError` naming the first arm that fails.
+        `engines` replaces the arms' own engine sections."""
+        for arm in arms:
+            log = self.log(arm.name)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            self._servers[arm.name] = VllmServer(
+                arm.model,
+                engines.get(arm.name, arm.engine),
+                log=log,
+                extra_args=arm.extra_args(per_request=self._per_request),
+                root=self._root,
+                progress=self._progress,
+            )
+        with ThreadPoolExecutor(self._at_once, thread_name_prefix="vllm-start") as pool:
+            starting = [pool.submit(self._enter, arm.name) for arm in arms]
+            try:
+                for done in as_completed(starting):
+                    done.result()
+            except BaseException:
+                for future in starting:
+                    future.cancel()
+                # A start in another thread ends when its process is gone; it may be about to make one, hence the loop.
+                while wait(starting, timeout=0.2).not_done:
+                    self._stop_all(forget=False)
+                raise
+
+    def _enter(self, arm: str) -> None:
+        with naming(arm, self.log(arm)):
+            self._servers[arm].__enter__()
+
+    def stop(self, arm: str) -> None:
+        """End one arm's server."""
+        server = self._servers.pop(arm, None)
+        if server is not None:
+            server.__exit__(None, None, None)
+
+    def _stop_all(self, *, forget: bool = True) -> None:
+        for server in self._servers.values():
+            server.__exit__(None, None, None)
+        if forget:
+            self._servers.clear()
