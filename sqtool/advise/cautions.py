@@ -48,8 +48,9 @@ def _unsteady(measured: Measured) -> list[str]:
     """What the A/A arm says of the machine."""
     if not measured.report.get("control"):
         return ["No A/A arm ran, so it is not known how much two runs of the same server differ here."]
-    floors = {load: measured.floor(load) for load in measured.loads}
-    apart = ", ".join(f"{floor:.2f} times at {load}" for load, floor in floors.items() if floor > UNSTEADY)
+    floors = {load: measured.floor(load) for load in measured.loads if not measured.steady(load)}
+    floors |= {load: floor for load in measured.loads if (floor := measured.floor(load)) > UNSTEADY}
+    apart = ", ".join(f"{floors[load]:.2f} times at {load}" for load in measured.loads if load in floors)
     if not apart:
         return []
     said = (

@@ -125,6 +125,11 @@ class Measured:
         """The A/A arm over the baseline: what a gain is when nothing was changed."""
         return _gain(((self.report.get("control") or {}).get(load) or {}).get(measure))
 
+    def steady(self, load: str, measure: str = E2E) -> bool:
+        """False where the A/A arm shows that the machine changed by more than the sample of requests explains."""
+        entry = ((self.report.get("control") or {}).get(load) or {}).get(measure) or {}
+        return entry.get("steady") is not False
+
     def floor(self, load: str, measure: str = E2E) -> float:
         """A gain up to this many times is what the A/A arm shows too; 1 without an A/A arm."""
         noise = self.noise(load, measure)

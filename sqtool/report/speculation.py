@@ -146,7 +146,11 @@ def _verdict_section(approval: Mapping[str, Any]) -> Section:
 
 def _rule_row(rule: Mapping[str, Any]) -> tuple[str, ...]:
     status = str(rule.get("status") or ("kept" if rule.get("ok") is True else "not kept")).replace("_", " ")
-    figures = value(number(rule.get("value"))), _ends(rule.get("ci")), value(number(rule.get("limit")))
+    figures = (
+        value(number(rule.get("value"))),
+        _ends(rule.get("judged_on") or rule.get("ci")),
+        value(number(rule.get("limit"))),
+    )
     return str(rule.get("rule")), str(rule.get("load") or NONE), str(rule.get("arm") or NONE), *figures, status
 
 

@@ -7,7 +7,7 @@ server starts for it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sqtool.errors import RegressedError
 from sqtool.files import read_json
@@ -38,8 +38,8 @@ def run(spec: SpeculateSpec, inputs: Inputs, out: Path) -> StageResult:
             None if control is None else control / RECORDS,
             {"baseline": _engine(folders["baseline"]), "quantized": _engine(folders["evaluate"])},
         ),
-        gate=_gate(spec),
-        some_items=_some_items(spec),
+        gate=spec.gate,
+        some_items=spec.quality.items is not None,
         ended_early=[str(task["name"]) for task in verdict.get("stopped", ())],
         verdict=verdict,
         out=out,
@@ -54,21 +54,13 @@ def _engine(folder: Path) -> dict[str, Any]:
     return dict((result.get("summary") or {}).get("engine") or {})
 
 
-def _gate(spec: SpeculateSpec) -> Literal["report", "block"]:
-    return "block" if getattr(spec, "gate", "report") == "block" else "report"
-
-
-def _some_items(spec: SpeculateSpec) -> bool:
-    return getattr(getattr(spec, "quality", None), "items", None) is not None
-
-
 def skip(_spec: SpeculateSpec, inputs: Inputs) -> str:
     return "" if "speculate" in inputs.folders else "speculation was not measured"
 
 
 def check(spec: SpeculateSpec, summary: dict[str, Any]) -> None:
     """`RegressedError` when speculation is not approved and the recipe lets that block."""
-    if summary["approved"] or _gate(spec) != "block":
+    if summary["approved"] or spec.gate != "block":
         return
     raise RegressedError(
         f"speculation is not approved: {'; '.join(summary['reasons'])}",

@@ -204,7 +204,7 @@ def _broken(rule: Mapping[str, Any]) -> str:
     value, limit = number(rule.get("value")), number(rule.get("limit"))
     if value is None or limit is None:
         return f"{name} is not shown to be kept{why}"
-    ends = pair(rule.get("ci"))
+    ends = pair(rule.get("judged_on")) or pair(rule.get("ci"))
     if ends is None:
         return f"{name} is not shown to be kept: {value:.3g}, the limit is {limit:.3g}{why}"
     kept = "is not kept" if ends[0] > limit else "is not shown to be kept"

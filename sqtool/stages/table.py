@@ -62,8 +62,8 @@ STAGES: tuple[Stage, ...] = (
         code=("sqtool.gate",), sees=("evaluate",),
     ),
     Stage(
-        "speculate", ("speculate", "engine", "evaluate"), ("quantize", "baseline", "evaluate"),
-        "sqtool.stages.speculate", code=("sqtool.speculate", "evals"), reads=("model", "draft", "candidate"),
+        "speculate", ("speculate", "engine", "evaluate"), ("quantize",), "sqtool.stages.speculate",
+        code=("sqtool.speculate", "evals"), reads=("model", "draft", "candidate"),
     ),
     Stage(
         "approve", ("speculate",), ("baseline", "control", "evaluate", "gate", "speculate"), "sqtool.stages.approve",

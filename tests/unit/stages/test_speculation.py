@@ -176,11 +176,10 @@ def test_a_bad_record_and_another_schema_are_named(tmp_path: Path, sides: Sides)
         judge_speculation(folder, {"schema": "old"}, GATE, sides)
 
 
-def test_block_is_exit_1_and_report_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_is_exit_1_and_report_is_not() -> None:
     summary = {"approved": False, "reasons": ["both: REGRESSED"]}
-    spec = SpeculateSpec()
-    approve.check(spec, summary)
-    monkeypatch.setattr(approve, "_gate", lambda _: "block")
+    approve.check(SpeculateSpec(), summary)
+    spec = SpeculateSpec(gate="block")
     approve.check(spec, {**summary, "approved": True})
     with pytest.raises(RegressedError, match="speculation is not approved: both: REGRESSED") as caught:
         approve.check(spec, summary)
