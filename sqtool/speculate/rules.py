@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sqtool.speculate.latency import requests_needed
 from sqtool.speculate.resample import Interval
 from sqtool.speculate.spec import RulesSpec
 
@@ -39,7 +40,10 @@ def judge(rules: RulesSpec | None, report: Mapping[str, Any]) -> list[dict[str, 
                 value, ci, against = _ratio(report, load, measure, arm)
                 noise = _noise(report, load, measure)
             where = {"rule": rule, "load": load, "arm": arm, "against": against}
-            entries.append({**where, **_decide(value, ci, limit, noise)})
+            entry = {**where, **_decide(value, ci, limit, noise)}
+            if rule == "max_p99_ratio" and value is not None and ci is None:
+                entry["reason"] = f"an interval of p99 needs {requests_needed(0.99)} distinct requests"
+            entries.append(entry)
     return entries
 
 

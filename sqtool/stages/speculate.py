@@ -23,7 +23,7 @@ from sqtool.stages.sections import engine_section, evaluate_section
 if TYPE_CHECKING:
     from sqtool.speculate.arms import Arm
 
-REQUESTS_PER_SECOND = 8.0
+REQUESTS_PER_SECOND = 12.0
 """Requests of the reference traffic that one arm answers a second on 2 CPU cores, 16 at once."""
 PROBE_PASSES = 3
 TASKS = "tasks"

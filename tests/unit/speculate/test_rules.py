@@ -48,6 +48,11 @@ def test_ratios_are_the_inverse_of_gains() -> None:
     assert (cost["arm"], cost["against"]) == ("both", "quantized")
 
 
+def test_a_p99_without_an_interval_says_what_it_needs() -> None:
+    [entry] = judge(RulesSpec(max_p99_ratio=1.1), report((0.0, None), (1.25, None)))
+    assert (entry["status"], entry["reason"]) == (NOT_SHOWN, "an interval of p99 needs 368 distinct requests")
+
+
 def test_a_machine_that_is_not_steady_decides_less() -> None:
     # The interval is [0.625, 1]; two runs of the baseline differ by 1.25.
     for limit, status in ((0.4, EXCEEDED), (0.55, NOT_SHOWN), (1.1, NOT_SHOWN), (1.3, KEPT)):

@@ -359,6 +359,6 @@ def test_interleaving_that_cannot_be(fake: Any, project: Path, monkeypatch: pyte
     monkeypatch.setattr("sqtool.speculate.schedule.free_bytes", lambda env: 1 << 30)
     run(project)
     plan = read_json(project / "stage.tmp/plan.json")
-    assert (plan["interleaved"], plan["why"]) == (False, "4 servers take about 6.4 GiB, 1.0 GiB are free")
+    assert (plan["interleaved"], plan["why"]) == (False, "4 servers take about 7.6 GiB, 1.0 GiB are free")
     with pytest.raises(UsageError, match=r"interleave is always, and not all servers can be up at once: 4 servers"):
         run(project, changed(interleave="always"))

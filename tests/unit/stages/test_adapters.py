@@ -256,7 +256,7 @@ def test_how_long_speculation_takes(inputs: Inputs, tmp_path: Path, monkeypatch:
     )
     estimate = speculate.preflight(spec, inputs)
     # Four starts, five arms at one closed load and one open one, two arms that answer 180 items.
-    assert estimate.seconds == pytest.approx(4 * START_SECONDS + 5 * 80 / 8 + 5 * 80 / 8 + 2 * 180 / 18)
+    assert estimate.seconds == pytest.approx(4 * START_SECONDS + 5 * 80 / 12 + 5 * 80 / 8 + 2 * 180 / 18)
     assert (estimate.details["arms"], estimate.details["loads"]) == (5, ["c16", "r8"])
 
 
