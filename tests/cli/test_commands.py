@@ -145,7 +145,7 @@ def test_plan_shows_and_runs_nothing(sqtool_: Sqtool, fake_job: FakeJob, tmp_pat
     fake_job(speculate=FakeSpec(text="new"))
     said = sqtool_("plan", "demo")
     assert "recipe: speculate.text changed" in said.out
-    assert "2 stages to run" in said.out
+    assert "3 stages to run" in said.out
 
 
 def test_plan_fails_for_what_would_fail(sqtool_: Sqtool, fake_job: FakeJob) -> None:
