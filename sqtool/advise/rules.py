@@ -130,7 +130,7 @@ def decode_bound(case: Case) -> Rule:
 
 def fragile_quality(case: Case) -> Rule:
     """Fragile quality -> be conservative."""
-    limit = f"no PASS, less than {SMALL_ROOM:.0%} of a margin left, or task scores with speculation did not hold"
+    limit = f"no PASS, less than {SMALL_ROOM:.0%} of a margin left, or answers with speculation did not hold"
     if case.verdict is None:
         return _unknown("fragile_quality", limit)
     gated = [m for m in case.verdict.get("metrics", ()) if m.get("gated") and number(m.get("margin"))]
@@ -144,7 +144,7 @@ def fragile_quality(case: Case) -> Rule:
     evidence = {
         "gate": outcome,
         "least_room": None if least is None else {"metric": least, "share_of_margin": room[least]},
-        "task_scores_did_not_hold": failed,
+        "answers_did_not_hold": failed,
     }
     why = []
     if outcome != "PASS":
@@ -152,7 +152,7 @@ def fragile_quality(case: Case) -> Rule:
     elif least is not None and room[least] < SMALL_ROOM:
         why.append(f"{least} has only {room[least]:.0%} of its margin left")
     if failed:
-        why.append(f"the task scores of {' and '.join(failed)} did not hold")
+        why.append(f"the answers of {' and '.join(failed)} did not hold")
     if why:
         said = f"Be conservative: {', and '.join(why)}. Change one thing at a time, and judge it on more items."
     else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evals.engines import conditions
 from sqtool.advise import advise
-from sqtool.advise.measured import BASELINE, BOTH, QUANTIZED, SPECULATIVE, Measured, check_schema, number, pair
+from sqtool.advise.measured import BASELINE, BOTH, CONTROL, QUANTIZED, SPECULATIVE, Measured, check_schema, number, pair
 from sqtool.errors import DataError
 from sqtool.files import write_json
 from sqtool.gate.records import task_files
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SCHEMA = "sqtool.speculation/1"
 SPECULATION_VERDICT = "speculation_verdict.json"
 QUALITY = "quality"
+DISTRIBUTION_ALPHA = 0.01
+"""Level of the test of sampled answers' distribution, which a recipe asks for with speculate.sampling."""
 DECIDE = (SPECULATIVE, BOTH)
 """The arms that speculation is approved on; the others are judged for themselves."""
 
@@ -78,6 +80,7 @@ def judge_speculation(
         target = measured.target(arm)
         engine = measured.arms[arm].get("engine") or {}
         judged, reasons = _judge_arm(folder, arm, spec, sides, target, engine, some_items, ended_early)
+        reasons += _drawn(report, arm)
         if judged is not None:
             pairs[f"{arm}/{target}"] = judged.model_dump(mode="json", by_alias=True)
         arms[arm] = {"approved": not reasons, "reasons": reasons}
@@ -131,6 +134,29 @@ def _judge_arm(
     if left_out:
         reasons.append(f"not answered, so not judged: {', '.join(left_out)}")
     return judged, reasons
+
+
+def _drawn(report: Mapping[str, Any], arm: str) -> list[str]:
+    """Whether sampled answers are shown to come from another distribution than without speculation.
+
+    Greedy answers may be the same to the letter and sampled ones not: they take another path through the verification.
+    The level is lower than the gate's, for a test that looks at everything will find chance too; and where the A/A arm
+    fails the same test, it is the sampling that is at fault and nothing follows.
+    """
+    tests = report.get("sampling") or {}
+    control = number((tests.get(f"{CONTROL}/{BASELINE}") or {}).get("p_value"))
+    if control is not None and control < DISTRIBUTION_ALPHA:
+        return []
+    said = []
+    for pair_of, found in tests.items():
+        p_value = number(found.get("p_holm"))
+        if str(pair_of).partition("/")[0] == arm and p_value is not None and p_value < DISTRIBUTION_ALPHA:
+            against = "" if control is None else f", {control:.2g} for the A/A arm"
+            said.append(
+                f"sampled answers do not have the distribution of those of {str(pair_of).partition('/')[2]} "
+                f"(p = {p_value:.2g} adjusted{against}), such as {', '.join(map(str, found.get('furthest') or ['-']))}"
+            )
+    return said
 
 
 def _apart(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any], target: str) -> list[str]:

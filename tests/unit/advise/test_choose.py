@@ -41,7 +41,7 @@ def test_speculation_that_is_not_approved_is_not_recommended() -> None:
     assert arm(told, "both").says == arm(told, "speculative").says == "no"
     assert arm(told, "both").reason.startswith("speculation is not approved: REGRESSED against quantized")
     assert told.first[0] == (
-        "Be conservative: the task scores of speculative and both did not hold. Change one thing at a time, and judge "
+        "Be conservative: the answers of speculative and both did not hold. Change one thing at a time, and judge "
         "it on more items."
     )
 

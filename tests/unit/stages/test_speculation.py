@@ -195,3 +195,22 @@ def test_an_arm_that_was_measured_for_its_speed_alone_is_left_out(tmp_path: Path
     assert set(result["arms"]) == {"speculative", "both"}
     reasons = {arm["arm"]: arm["reason"] for arm in result["advice"]["arms"]}
     assert reasons["both_k2"] == "its answers to the tasks were not judged"
+
+
+def drawn(p_value: float, control: float | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"both/quantized": {"p_value": p_value / 2, "p_holm": p_value, "furthest": ["a", "b"]}}
+    return found if control is None else {**found, "baseline_again/baseline": {"p_value": control}}
+
+
+def test_sampled_answers_of_another_distribution_are_not_approved(tmp_path: Path, sides: Sides) -> None:
+    folder = stage(tmp_path, {"speculative": 0, "both": 4})
+    result = judge_speculation(folder, {**report(), "sampling": drawn(0.0004, 0.57)}, GATE, sides)
+    (reason,) = result["reasons"]
+    assert reason == (
+        "both: sampled answers do not have the distribution of those of quantized (p = 0.0004 adjusted, 0.57 for the "
+        "A/A arm), such as a, b"
+    )
+    assert result["pairs"]["both/quantized"]["outcome"] == "PASS", "greedy answers say nothing of it"
+    for value in (drawn(0.03, 0.57), drawn(0.0004, 0.001)):
+        assert judge_speculation(folder, {**report(), "sampling": value}, GATE, sides)["approved"]
+    assert not judge_speculation(folder, {**report(), "sampling": drawn(0.0004, None)}, GATE, sides)["approved"]
