@@ -166,7 +166,7 @@ def acceptance_table(measured: Measured, load: str) -> Table:
     positions = tuple(f"token {at}" for at in range(1, longest + 1))
     headers = (
         "arm", "verifications", "acceptance [interval]", "mean length [interval]", *positions, "target passes saved",
-        "step ms without speculation", "with [interval]", "ratio [interval]", "draft ms/token at most",
+        "step ms without drafts", "step ms with drafts [interval]", "ratio [interval]", "draft ms/token at most",
         "one more draft token ms [interval]",
     )  # fmt: skip
     notes = (
