@@ -87,9 +87,12 @@ def test_every_file_is_there(out: Path) -> None:
 def test_the_arrivals_are_kept(out: Path) -> None:
     [load] = [load for load in read_json(out / "plan.json")["loads"] if load["name"] == "r6"]
     for arm in ("baseline", "both"):
-        sent = sorted(row["sent_s"] for row in lines(out / "arms" / arm / "requests.jsonl") if row["load"] == "r6")
-        gaps = [at - sent[0] for at in sent]
-        assert gaps == pytest.approx([at - load["arrivals_s"][0] for at in load["arrivals_s"]], abs=0.5)
+        rows = [row for row in lines(out / "arms" / arm / "requests.jsonl") if row["load"] == "r6"]
+        # A busy machine sends late, which is kept beside the times; when a request was due is the plan's.
+        due = sorted(row["sent_s"] - row["late_s"] for row in rows)
+        assert [at - due[0] for at in due] == pytest.approx(
+            [at - load["arrivals_s"][0] for at in load["arrivals_s"]], abs=0.05
+        )
 
 
 def test_acceptance_by_metrics_and_by_answers_is_the_same(out: Path) -> None:
