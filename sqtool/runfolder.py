@@ -5,7 +5,7 @@ artifacts/runs/<name>/
     calibrate/ quantize/ ...      one folder a finished stage, each with a result.json
     failed/<stage>/               logs and reports that a failed stage left
     run.json                      machine-readable state: stages, digests, seconds, exit code
-    report.md  run.log
+    report.md  report.html  run.log
 artifacts/cache/                  shared by all runs: baselines, file digests, timings
 """
 

@@ -58,6 +58,7 @@ def outputs(run: CiRun, report: Path) -> dict[str, str]:
         "exit_code": "" if run.exit_code is None else run.exit_code,
         "report": report,
         "release": run.facts.release,
+        "speculation": run.facts.speculation_status.removeprefix("speculation: "),
     }
     return {name: _line(value) for name, value in values.items()}
 

@@ -55,6 +55,7 @@ def _properties(run: CiRun) -> list[tuple[str, Any]]:
         ("model", facts.model),
         ("release", facts.release),
         ("alpha", run.verdict.get("alpha", "")),
+        ("speculation", facts.speculation_status.removeprefix("speculation: ")),
         *((f"measured.{name}", text) for name, text in facts.measured),
         *((f"diagnostic.{metric}", figures) for metric, figures in run.diagnostic),
     ]

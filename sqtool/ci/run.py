@@ -89,8 +89,11 @@ class CiRun:
 
     @property
     def gate_decided(self) -> bool:
-        """Whether what stopped the run is its verdict, and not a failure before or behind the gate."""
-        return bool(self.verdict) and self.outcome in ("refused", "inconclusive")
+        """Whether what stopped the run is its verdict, and not a failure before or behind the gate, nor the verdict on
+        speculation where the recipe lets that block."""
+        outcome = self.verdict.get("outcome")
+        accepted = outcome == "PASS" or (outcome == "INCONCLUSIVE" and self.verdict.get("inconclusive") == "allow")
+        return bool(self.verdict) and not accepted and self.outcome in ("refused", "inconclusive")
 
 
 def read_run(path: Path) -> CiRun:

@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "Evaluate a recipe's candidate, or any model, on tasks.",
     "gate": "Judge a candidate against its baseline; the exit code is the verdict.",
     "speculate": "Run a recipe up to the four arms of speculative decoding.",
+    "advise": "Say what to deploy, at which load, by what a run measured.",
     "report": "Show or write again the report of a run, also for CI.",
     "explain": "Say why a verdict is what it is, and where to look.",
     "backend": "List and install the quantizers other than llm-compressor.",

@@ -90,13 +90,17 @@ def show_facts(terminal: Terminal, facts: Any, *, why: bool = True) -> None:
         if table:
             terminal.table(table.headers, _clean(table.rows), title)
     if facts.arms:
-        terminal.table(facts.arms.headers, _clean(facts.arms.rows), "Speculative decoding, four arms")
+        terminal.table(facts.arms.headers, _clean(facts.arms.rows), "Speculative decoding")
         for line in facts.speculation:
-            terminal.say(f"  {line}")
+            terminal.say(f"  {_plain(line)}")
     for line in facts.unreadable:
         terminal.say(f"  {_plain(line)}")
     if facts.serve:
         terminal.say(f"\nserve it: {facts.serve}")
+        if facts.serve_speculative:
+            terminal.say(f"with speculation (approved): {facts.serve_speculative}")
+        elif facts.speculation_status:
+            terminal.say(_plain(facts.speculation_status))
 
 
 def _plain(text: str) -> str:

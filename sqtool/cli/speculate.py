@@ -1,4 +1,4 @@
-"""`sqtool speculate`: the job up to the four arms."""
+"""`sqtool speculate`: the job up to the verdict on speculation."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ def command(settings: Settings, recipe: str, force: tuple[str, ...], wait: bool)
     """
     from sqtool.cli.runs import run_recipe
 
-    return run_recipe(settings, recipe, until="speculate", force=force, wait=wait)
+    return run_recipe(settings, recipe, until="approve", force=force, wait=wait)

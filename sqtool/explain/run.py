@@ -85,10 +85,22 @@ def explain_run(path: Path) -> Explanation:
             f"the verdict cannot be explained further ({type(fault).__name__}: {fault}); `sqtool gate {told.name}` "
             "judges the records again"
         )
+    if "approve" in places:
+        told.advice += _speculation(told, finished["approve"][1])
     if error and "gate" in places and told.outcome not in ("refused", "inconclusive"):
         # The verdict is one thing, what stopped the run behind the gate another.
         told.advice += [str(error["remedy"])] if error.get("remedy") else []
     return told
+
+
+def _speculation(told: Explanation, approval: Mapping[str, Any]) -> list[str]:
+    """What became of speculation, which has a verdict of its own."""
+    if approval.get("approved"):
+        return [f"Speculation is approved; `sqtool advise {told.name}` says at which loads it is worth having."]
+    reasons = "; ".join(str(reason) for reason in approval.get("reasons") or ())
+    blocks = approval.get("gate") == "block"
+    what = "and that blocks the release" if blocks else "and nothing else depends on that"
+    return [f"Speculation is not approved, {what}: {reasons}. `sqtool advise {told.name}` says what to deploy."]
 
 
 def _no_verdict(told: Explanation, folder: RunFolder, state: Mapping[str, Any], error: Mapping[str, Any]) -> None:

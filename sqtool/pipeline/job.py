@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from sqtool.spec import Spec
 
 if TYPE_CHECKING:
     from sqtool.recipe import LoadedRecipe, Recipe
+    from sqtool.speculate.spec import SpeculateSpec
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
@@ -98,13 +99,29 @@ def _located(recipe: Recipe, root: Path, beside: Path) -> dict[str, Spec]:
             "match": None if calibrate.match is None else place(calibrate.match),
         },
         "evaluate": {"tasks": tuple(place(task) for task in recipe.evaluate.tasks), "lm_eval": harness},
-        "speculate": {"traffic": place(recipe.speculate.traffic)},
+        "speculate": _located_drafting(recipe.speculate, place),
     }
     for name, update in changes.items():
         changed = {key: value for key, value in update.items() if getattr(sections[name], key) != value}
         if changed:
             sections[name] = sections[name].model_copy(update=changed)
     return sections
+
+
+def _located_drafting(section: SpeculateSpec, place: Callable[[str], str]) -> dict[str, Any]:
+    """The traffic and the drafters of the section and of its arms. `tasks` is a word, whatever lies beside."""
+    from sqtool.speculate.spec import DraftSpec
+
+    arms = dict(section.arms)
+    for name, arm in arms.items():
+        if isinstance(arm.speculative, DraftSpec) and arm.speculative.model is not None:
+            drafts = arm.speculative.model_copy(update={"model": place(arm.speculative.model)})
+            arms[name] = arm.model_copy(update={"speculative": drafts})
+    return {
+        "traffic": section.traffic if section.traffic == "tasks" else place(section.traffic),
+        "model": None if section.model is None else place(section.model),
+        "arms": arms,
+    }
 
 
 def find_model(

@@ -9,6 +9,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqtool.release.speculation_card import speculation_section
+
 if TYPE_CHECKING:
     from sqtool.gate.verdict import MetricVerdict, Verdict
 
@@ -117,6 +119,7 @@ def model_card(
         groups = "".join(f"\n- {group}" for group in scheme["groups"] if group)
         parts.append(f"## Quantization\n\n`{scheme['method']}`, format `{scheme['format']}`:\n{groups}")
     parts.append(f"## Serving\n\nIn this folder:\n\n```bash\n{shlex.join(['vllm', 'serve', '.', *flags])}\n```")
+    parts += filter(None, [speculation_section(provenance.get("speculation"), ["vllm", "serve", ".", *flags])])
     rows = "\n".join(_row(m) for m in (*verdict.metrics, *verdict.slices))
     parts.append(f"## Results\n\n{RESULTS.format(percent=100 * (1 - 2 * verdict.alpha))}\n\n{HEAD}\n{rows}")
     facts = [f"- {key.replace('_', ' ')}: {_plain(value)}" for key, value in _measured(verdict.bindings).items()]

@@ -56,13 +56,14 @@ class _Order:
     computed_again: bool
     recipe_text: str
     extras: dict[str, Path]
+    speculation: Mapping[str, Any] | None
 
     @property
     def content(self) -> str:
-        """Digest of what makes two publications the same: checkpoint, recipe and verdict."""
-        return sha256_text(
-            canonical_json([self.measured, sha256_text(self.recipe_text), sha256_text(self.verdict_text)])
-        )
+        """Digest of what makes two publications the same: checkpoint, recipe, verdict, and whether speculation is
+        approved (the card says so)."""
+        parts: list[Any] = [self.measured, sha256_text(self.recipe_text), sha256_text(self.verdict_text)]
+        return sha256_text(canonical_json([*parts, *([self.speculation] if self.speculation else [])]))
 
 
 def publish(
@@ -94,7 +95,7 @@ def publish(
     together or either was tampered with; `UsageError` when the version exists with other content;
     `InfrastructureError` when the disk is full or an existing release is damaged.
     """
-    order = _check(spec, checkpoint, verdict, recipe_text, extras or {}, records)
+    order = _check(spec, checkpoint, verdict, recipe_text, extras or {}, records, (provenance or {}).get("speculation"))
     to = root / spec.to
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -123,6 +124,7 @@ def _check(
     recipe_text: str,
     extras: Mapping[str, Path],
     records: Records | None,
+    speculation: Mapping[str, Any] | None,
 ) -> _Order:
     if not spec.name:
         raise UsageError("a release needs a name", remedy="Set `release: {name: ...}` in the recipe.")
@@ -152,6 +154,7 @@ def _check(
         computed_again=records is not None,
         recipe_text=recipe_text,
         extras=dict(extras),
+        speculation=speculation,
     )
 
 

@@ -9,11 +9,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqtool.errors import DataError
+from sqtool.errors import UsageError
+from sqtool.files import read_json
 from sqtool.report.numbers import percent, size, span, value
 from sqtool.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from sqtool.report.speculation import Section
 
 AS_STORED = "as stored"
 """What the engine's facts say of weights that are served in the checkpoint's own form."""
@@ -84,11 +88,18 @@ class Facts:
     drift: Table | None = None
     changes: Table | None = None
     arms: Table | None = None
-    acceptance: Table | None = None
     speculation: list[str] = field(default_factory=list)
+    speculation_status: str = ""
+    """`speculation: approved (...)` or `speculation: not approved: why`; empty where nothing was measured."""
+    speculation_sections: list[Section] = field(default_factory=list)
+    speculation_from: str = ""
+    """The file with the figures that the sections' plots are drawn from."""
+    advice: Section | None = None
     measured: list[tuple[str, str]] = field(default_factory=list)
     stages: Table | None = None
     serve: str = ""
+    serve_speculative: str = ""
+    """The same with the drafter that was measured; empty unless speculation is approved."""
     release: str = ""
     model: str = ""
     recipe: str = ""
@@ -99,9 +110,9 @@ class Facts:
 
 def collect(path: Path) -> Facts:
     """The facts of the run in folder `path`; `DataError` when it has no readable run.json."""
+    from sqtool.report.advice import add_advice
     from sqtool.report.drift import add_changes, add_drift
     from sqtool.report.failures import add_failures
-    from sqtool.report.speculation import add_speculation
     from sqtool.report.verdict import add_verdict
 
     folder = RunFolder(path)
@@ -133,12 +144,14 @@ def collect(path: Path) -> Facts:
     parts["failures"] = lambda: add_failures(facts, *sides)
     if "gate" in folders:
         parts["gate"] = lambda: add_verdict(facts, folders["gate"] / "verdict.json")
-    if "speculate" in results:
-        parts["speculate"] = lambda: add_speculation(facts, results["speculate"])
+    if "speculate" in folders:
+        parts["speculate"] = lambda: _add_speculation(facts, folders)
+    if "gate" in folders or "speculate" in folders:
+        parts["advice"] = lambda: add_advice(facts, folder)
     for name, add in parts.items():
         try:
             add()
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, DataError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, UsageError) as error:
             # One stage's results in a shape of another version must not hide the verdict.
             facts.unreadable.append(f"the results of {name} cannot be shown ({type(error).__name__}: {error})")
     return facts
@@ -222,6 +235,15 @@ def _add_coverage(facts: Facts, state: Mapping[str, Any], folder: Path | None, f
     add_activations(facts, place)
 
 
+def _add_speculation(facts: Facts, folders: Mapping[str, Path]) -> None:
+    from sqtool.report.speculation import add_speculation
+
+    path = folders["speculate"] / "speculate.json"
+    approval = read_json(folders["approve"] / "speculation_verdict.json") if "approve" in folders else None
+    add_speculation(facts, read_json(path), approval)
+    facts.speculation_from = str(path)
+
+
 def _add_as_served(facts: Facts, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Both sides' scores where no request named a sampling parameter."""
     sides = [results.get(stage, {}).get("as_served") or {} for stage in ("baseline", "evaluate")]
@@ -270,6 +292,7 @@ def _add_release(facts: Facts, release: Mapping[str, Any] | None, verdict: str |
         held = "the gate could NOT decide, and the recipe allows that (gate.inconclusive: allow)"
     facts.why.insert(0, f"{held}; published as {release['path']}")
     facts.serve = str(release.get("serve") or "")
+    facts.serve_speculative = str(release.get("serve_speculative") or "")
 
 
 def _read(path: Path) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqtool.files import read_json, write_text
 from sqtool.report.facts import Facts, collect
+from sqtool.report.html import write_html
 
 TEMPLATE = "report.md.j2"
 _MARKUP = re.compile(
@@ -93,12 +94,19 @@ def draw(template: str, *, package: str = "sqtool.report", text: Callable[[Any],
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.md` of the run in `folder` from what the folder holds, its plots beside it; its path."""
+    """Write `report.md` of the run in `folder` from what the folder holds, its plots beside it, and report.html with
+    them in it; the path of report.md."""
     path = folder / "report.md"
     facts = collect(folder)
     if facts.plots:
         from sqtool.report.plots import draw_plots
 
         draw_plots(folder, read_json(Path(facts.plots_from)))
-    write_text(path, render(facts))
+    if facts.speculation_from:
+        from sqtool.report.speculation_plots import draw_speculation
+
+        draw_speculation(folder, read_json(Path(facts.speculation_from)))
+    text = render(facts)
+    write_text(path, text)
+    write_html(path.with_suffix(".html"), text)
     return path

@@ -68,7 +68,8 @@ def draw_plots(folder: Path, activations: Mapping[str, Any]) -> None:
             write_text(folder / name, text.getvalue())
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, without a display."""
     from matplotlib.figure import Figure
 
     # Not pyplot: it keeps every figure and may look for a display.
@@ -107,7 +108,7 @@ def _short(names: list[str]) -> str:
 
 
 def _ranges(activations: Mapping[str, Any]) -> Figure:
-    figure = _figure(7.5, 5.2)
+    figure = figure_of(7.5, 5.2)
     above, below = figure.subplots(2, 1, sharex=True)
     limits = activations["limits"]
     for number, (name, points) in enumerate(series(activations).items()):
@@ -132,7 +133,7 @@ def _ranges(activations: Mapping[str, Any]) -> Figure:
 def _overlap(activations: Mapping[str, Any]) -> Figure:
     lengths, kinds = activations["overlap"]["lengths"], activations["overlap"]["kinds"]
     rows = min(KINDS, len(kinds["names"]))
-    figure = _figure(10, max(2.8, 1.2 + 0.24 * rows))
+    figure = figure_of(10, max(2.8, 1.2 + 0.24 * rows))
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1))
     places = range(len(lengths["edges"]))
     for name, colour in (("calibration", CALIBRATION), ("traffic", TRAFFIC)):

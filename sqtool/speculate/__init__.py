@@ -1,5 +1,12 @@
-"""What speculative decoding does with the quantized model: the same traffic through four real vLLM servers.
+"""What speculative decoding does with the quantized model: the same traffic through real vLLM servers, arm by arm.
 
-`spec` is what a recipe may say, `traffic` chooses and freezes the requests, `client` sends and times them, `counters`
-reads vLLM's own figures, `summary` turns one arm into numbers, `compare` sets arms against one another, `run` ties it.
+`spec` is what a recipe may say. `requestlog` reads traffic, `traffic` chooses and freezes the sample, `scoring` says
+which answers are accepted, `loads` how requests arrive. `arms` are the servers' configurations, `fit` refuses those
+that cannot be, `schedule` orders everything, `servers` starts and ends them. `session` is one arm while its server
+runs, over `client` (sends and times), `counters` (vLLM's own figures), `memory`, `probe` and `quality`; `store` keeps
+what was measured. `run` ties it.
+
+`analyse` makes speculate.json of the files: `reading` and `frame` read them, `resample` has the intervals, and a module
+each has latency, acceptance, cost, steps, interaction, agreement, the sampling test and the rules.
+docs/speculate-measures.md defines every measure.
 """

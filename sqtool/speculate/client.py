@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -86,12 +87,17 @@ class Target:
         """The JSON of a chat request: greedy unless `sampling` says otherwise. Every sampling parameter is named, for
         vLLM takes those that are not from the checkpoint's generation_config. `salt` keeps prefix-cache hits within one
         pass over the sample: without it a later pass would find the prompts of an earlier one."""
+        drawn = dict(sampling)
+        if "seed" in drawn:
+            # A seed for each request: with one for all, every prompt would meet the same random numbers, and answers to
+            # different prompts would not be independent draws, which the distribution test counts on.
+            drawn["seed"] = random.Random(f"{drawn['seed']} {request.id}").getrandbits(31)
         return {
             **request.body,
             "model": self.model,
             **NEUTRAL,
             "temperature": 0,
-            **sampling,
+            **drawn,
             "stream": True,
             "stream_options": {"include_usage": True},
             "cache_salt": salt,

@@ -23,7 +23,7 @@ from sqtool.speculate.analyse import analyse
 from sqtool.speculate.arms import Arm, arms_of
 from sqtool.speculate.counters import reports_per_request
 from sqtool.speculate.fit import check_arms
-from sqtool.speculate.loads import Load, loads_of
+from sqtool.speculate.loads import Load, loads_of, trace_of
 from sqtool.speculate.memory import memory
 from sqtool.speculate.probe import probe
 from sqtool.speculate.quality import answer_tasks
@@ -64,6 +64,10 @@ def preflight(
             "no such traffic file (speculate.traffic)",
             remedy="Give a JSONL of requests, the word `tasks`, or set `speculate: {enabled: false}`.",
         )
+    if spec.traffic != TASKS:  # the tasks' items are checked by the evaluation
+        requests = read_requests(spec, root, evaluate)
+        if spec.trace:
+            trace_of(requests)
     return arms
 
 
@@ -134,7 +138,7 @@ def speculate(
     else:
         experiment.sequential()
     store.seal(out)
-    report = analyse(out, spec)
+    report = analyse(out, spec, progress=progress)
     write_json(out / "speculate.json", report)
     return report
 
@@ -230,10 +234,11 @@ class _Experiment:
                 for turn in turns:
                     task.describe(f"speculate: {turn.load}, block {turn.block + 1}, {turn.arm}")
                     self.turn(servers, sessions[turn.arm], turn, home[turn.arm], task)
-            for arm in todo:
-                self.finish(servers, sessions[arm.name], arm, home[arm.name])
-                if home[arm.name] not in [home[later.name] for later in todo[todo.index(arm) + 1 :]]:
-                    servers.stop(home[arm.name])
+            for server in needed:
+                for arm in todo:
+                    if home[arm.name] == server.name:
+                        self.finish(servers, sessions[arm.name], arm, server.name)
+                servers.stop(server.name)
 
     def turn(self, servers: Servers, session: Session, turn: Turn, server: str, task: Task) -> None:
         with naming(turn.arm, servers.log(server)):

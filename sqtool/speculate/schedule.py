@@ -16,8 +16,8 @@ from sqtool.speculate.loads import Load
 from sqtool.speculate.memory import weights_bytes
 from sqtool.speculate.spec import CONTROL, SpeculateSpec
 
-CPU_PROCESS_BYTES = int(1.6 * GIB)
-"""What a vLLM server takes on a CPU beside weights and KV cache: seen 1.2 to 1.4 GiB for its two processes."""
+CPU_PROCESS_BYTES = int(1.9 * GIB)
+"""What a vLLM server takes on a CPU beside weights and KV cache: seen 1.6 to 1.9 GiB for its three processes."""
 GPU_PROCESS_BYTES = 4 * GIB
 """The same on a GPU: CUDA context, workspace, captured graphs and activations of a batch."""
 WEIGHTS_MARGIN = 2

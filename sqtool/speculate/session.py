@@ -22,6 +22,8 @@ from sqtool.speculate.traffic import Request, Traffic
 LEAST_STREAK = 8
 """So many requests in a row without an answer, or one for each client, and the server is taken to hang."""
 USUAL_CONCURRENCY = 16
+GUARD_SECONDS = 0.1
+GUARD_TICKS = 40
 
 
 class Session:
@@ -116,7 +118,9 @@ class Session:
         sampling = self.spec.sampling
         if sampling.requests == 0:
             return
-        requests = random.Random(f"sampling {self.seed}").sample(self.traffic.requests, sampling.requests)
+        requests = random.Random(f"sampling {self.seed}").sample(
+            self.traffic.requests, min(sampling.requests, len(self.traffic.requests))
+        )
         rows: list[Mapping[str, Any]] = []
         total = sampling.samples * len(requests)
         with progress.task(f"speculate: {self.arm}, sampled answers", total=total) as task:
@@ -138,8 +142,10 @@ class Session:
 class _Watch:
     """Notices a server that died or hangs while requests are under way, so that nobody waits for all of them."""
 
-    def __init__(self, server: VllmServer, patience: int, timeout: float) -> None:
-        self._server, self._patience, self._timeout = server, patience, timeout
+    def __init__(
+        self, server: VllmServer, patience: int, timeout: float, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._server, self._patience, self._timeout, self._pause = server, patience, timeout, pause
         self._streak = 0
 
     def saw(self, answer: Answer) -> None:
@@ -161,6 +167,10 @@ class _Watch:
             return
         self._server.require_alive()
         if not self._server.healthy():
+            # The guard above a killed server needs a moment to see it; "died" says more than "stopped answering".
+            for _ in range(GUARD_TICKS):
+                self._pause(GUARD_SECONDS)
+                self._server.require_alive()
             raise self._server.failure(f"the server stopped answering ({failed[0].error})")
         if len(failed) == len(answers):
             raise self._server.failure(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
-from sqtool.files import canonical_json, write_text
+from sqtool.files import canonical_json, read_json, write_text
 from sqtool.release.spec import ReleaseSpec
+from sqtool.release.speculation_card import facts_of, speculative_words
 from sqtool.stages.baseline import RECORDS
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.gate import VERDICT
 
 EXTRAS = {
     "speculate.json": ("speculate", "speculate.json"),
+    "speculation_verdict.json": ("approve", "speculation_verdict.json"),
     "coverage.json": ("calibrate", "coverage.json"),
     "drift.json": ("evaluate", "drift.json"),
 }
@@ -23,6 +26,7 @@ def run(spec: ReleaseSpec, inputs: Inputs, out: Path) -> StageResult:
     from sqtool.release.publish import publish
 
     assert inputs.candidate is not None
+    speculation = _speculation(inputs)
     files = {name: inputs.folders[stage] / file for name, (stage, file) in EXTRAS.items() if stage in inputs.folders}
     summary = publish(
         spec.model_copy(update={"name": spec.name or inputs.recipe["name"]}),
@@ -32,7 +36,12 @@ def run(spec: ReleaseSpec, inputs: Inputs, out: Path) -> StageResult:
         # A run without a recipe file (`sqtool gate --baseline ...`) never comes here.
         recipe_text=inputs.recipe["text"] or canonical_json(inputs.recipe["resolved"]) + "\n",
         extras={name: path for name, path in files.items() if path.is_file()},
-        provenance={"recipe": inputs.recipe["name"], "seed": inputs.seed, "model": str(inputs.recipe["model"])},
+        provenance={
+            "recipe": inputs.recipe["name"],
+            "seed": inputs.seed,
+            "model": str(inputs.recipe["model"]),
+            **({"speculation": speculation} if speculation else {}),
+        },
         progress=inputs.progress,
         records=(
             inputs.folders["baseline"] / RECORDS,
@@ -40,8 +49,26 @@ def run(spec: ReleaseSpec, inputs: Inputs, out: Path) -> StageResult:
             inputs.folders["control"] / RECORDS if "control" in inputs.folders else None,
         ),
     )
+    words = speculative_words(speculation)
+    if words:
+        summary["serve_speculative"] = f"{summary['serve']} {shlex.join(words)}"
     write_text(out / "where.txt", f"{summary['path']}\n")
     return StageResult(summary)
+
+
+def _speculation(inputs: Inputs) -> dict[str, Any] | None:
+    """What the approve stage said, for the card, the manifest and the serve command."""
+    if "approve" not in inputs.folders:
+        return None
+    verdict = read_json(inputs.folders["approve"] / EXTRAS["speculation_verdict.json"][1])
+    return facts_of(verdict, root=inputs.root, draft=_drafter(verdict, inputs))
+
+
+def _drafter(verdict: dict[str, Any], inputs: Inputs) -> Path | None:
+    """The section's own drafter where it names one, else the recipe's draft model."""
+    section = inputs.recipe.get("resolved", {}).get("speculate") or {}
+    own = section.get("model") if isinstance(section, dict) else None
+    return inputs.root / own if own and verdict.get("method") != "ngram" else inputs.draft
 
 
 def stale(summary: dict[str, Any], inputs: Inputs) -> str:

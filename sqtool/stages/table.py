@@ -62,11 +62,16 @@ STAGES: tuple[Stage, ...] = (
         code=("sqtool.gate",), sees=("evaluate",),
     ),
     Stage(
-        "speculate", ("speculate", "engine", "evaluate"), ("quantize", "baseline", "evaluate"),
-        "sqtool.stages.speculate", code=("sqtool.speculate", "evals"), reads=("model", "draft", "candidate"),
+        "speculate", ("speculate", "engine", "evaluate"), ("quantize",), "sqtool.stages.speculate",
+        code=("sqtool.speculate", "evals"), reads=("model", "draft", "candidate"),
     ),
     Stage(
-        "release", ("release",), ("calibrate", "quantize", "baseline", "control", "evaluate", "gate", "speculate"),
+        "approve", ("speculate",), ("baseline", "control", "evaluate", "gate", "speculate"), "sqtool.stages.approve",
+        code=("sqtool.gate", "sqtool.advise", "sqtool.stages.speculation"), sees=("gate",),
+    ),
+    Stage(
+        "release", ("release",),
+        ("calibrate", "quantize", "baseline", "control", "evaluate", "gate", "speculate", "approve"),
         "sqtool.stages.release", code=("sqtool.release",), reads=("candidate", "name"),
     ),
 )  # fmt: skip

@@ -129,7 +129,7 @@ def test_until_and_force(sqtool_: Sqtool, fake_job: FakeJob, tmp_path: Path) -> 
     said = sqtool_("quantize", "demo", "--until", "gat")
     assert (said.code, "did you mean 'gate'?" in said.err) == (2, True)
     assert sqtool_("speculate", "demo").code == 0
-    assert calls(tmp_path)[-1] == "speculate"
+    assert calls(tmp_path)[-1] == "approve"
 
 
 def test_plan_shows_and_runs_nothing(sqtool_: Sqtool, fake_job: FakeJob, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_plan_shows_and_runs_nothing(sqtool_: Sqtool, fake_job: FakeJob, tmp_pat
     fake_job(speculate=FakeSpec(text="new"))
     said = sqtool_("plan", "demo")
     assert "recipe: speculate.text changed" in said.out
-    assert "2 stages to run" in said.out
+    assert "3 stages to run" in said.out
 
 
 def test_plan_fails_for_what_would_fail(sqtool_: Sqtool, fake_job: FakeJob) -> None:

@@ -45,10 +45,11 @@ def test_a_section_change_rebuilds_it_and_what_needs_it(tmp_path: Path) -> None:
     changed = {"speculate": FakeSpec(text="new")}
     assert whys(tmp_path, **changed) == {
         "speculate": "recipe: speculate.text changed",
-        "release": "speculate runs again",
+        "approve": "speculate runs again",
+        "release": "approve runs again; speculate runs again",
     }
     run(make_job(tmp_path, **changed), stages=STAGES)
-    assert calls(tmp_path) == ["speculate", "release"]
+    assert calls(tmp_path) == ["speculate", "approve", "release"]
 
 
 def test_model_content_data_content_and_seed(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_force_and_until(tmp_path: Path) -> None:
     assert run(make_job(tmp_path), stages=STAGES, until="quantize").outcome == "done"
     assert calls(tmp_path) == []
     run(make_job(tmp_path), stages=STAGES, force=["evaluate"])
-    assert calls(tmp_path) == ["evaluate", "gate", "speculate", "release"]
+    assert calls(tmp_path) == ["evaluate", "gate", "speculate", "approve", "release"]
     again(tmp_path)
     run(make_job(tmp_path), stages=STAGES, force=["all"])
     assert calls(tmp_path) == ALL
@@ -120,7 +121,7 @@ def test_what_was_made_again_makes_its_dependents_again(tmp_path: Path) -> None:
     assert calls(tmp_path) == ["quantize", "evaluate"]
     again(tmp_path)
     run(make_job(tmp_path), stages=STAGES)
-    assert calls(tmp_path) == ["evaluate", "gate", "speculate", "release"]
+    assert calls(tmp_path) == ["evaluate", "gate", "speculate", "approve", "release"]
 
 
 def test_a_dependent_left_from_an_older_build_is_not_reused(tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_a_finished_checkpoint_takes_the_place_of_quantize(tmp_path: Path) -> No
     job = replace(make_job(tmp_path, **skip), checkpoint=checkpoint)
     outcome = run(job, stages=STAGES)
     assert outcome.exit_code == 0
-    assert calls(tmp_path) == ["baseline", "evaluate", "gate", "speculate", "release"]
+    assert calls(tmp_path) == ["baseline", "evaluate", "gate", "speculate", "approve", "release"]
     plan = make_plan(job, stages=STAGES)
     assert plan.steps[3].inputs.candidate == checkpoint
     assert "quantize" not in plan.steps[3].inputs.folders

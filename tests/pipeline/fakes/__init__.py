@@ -36,7 +36,8 @@ STAGES = (
     _stage("evaluate", ("quantize", "baseline"), reads=("candidate",)),
     _stage("gate", ("baseline", "evaluate"), module="judge"),
     _stage("speculate", ("quantize",), reads=("draft", "candidate")),
-    _stage("release", ("quantize", "gate", "speculate"), reads=("name",), module="publish"),
+    _stage("approve", ("gate", "speculate")),
+    _stage("release", ("quantize", "gate", "speculate", "approve"), reads=("name",), module="publish"),
 )
 
 

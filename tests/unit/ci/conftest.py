@@ -18,7 +18,7 @@ __all__ = ["make_run"]
 
 Ended = Callable[..., Path]
 EXIT_CODES = {"refused": 1, "inconclusive": 3, "failed": 4, "cancelled": 130, "running": None}
-AFTER_GATE = ("speculate", "release")
+AFTER_GATE = ("speculate", "approve", "release")
 STAGES = ("calibrate", "quantize", "baseline", "evaluate", "gate", *AFTER_GATE)
 SECONDS = {"recall": {"seconds": 12.5, "n": 400}}
 

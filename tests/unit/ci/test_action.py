@@ -48,7 +48,7 @@ def test_expressions_name_inputs_and_outputs_that_exist() -> None:
     for step, script in (("quantize", "quantize.sh"), ("environments", "environments.sh")):
         written = set(re.findall(r"printf '([\w-]+)=%s\\n'", (ROOT / "scripts/ci" / script).read_text()))
         assert said[step] <= written
-    assert said["report"] <= {"name", "outcome", "verdict", "exit_code", "report", "release"}
+    assert said["report"] <= {"name", "outcome", "verdict", "exit_code", "report", "release", "speculation"}
 
 
 def test_the_action_ends_with_the_exit_code_of_the_run() -> None:

@@ -64,8 +64,9 @@ def test_a_refused_run_as_a_whole(ended: Ended) -> None:
 def test_a_released_run_has_the_arms_and_no_items(ended: Ended) -> None:
     said = comment(read_run(ended()), marked=False)
     assert said.startswith("## RELEASED: demo (6 min 40 s)\n\n- every gated metric held its margin; published as ")
-    assert "| speculation only | 3 |" in said
-    assert "both together 1.70 times" in said
+    assert "- speculation: approved" in said
+    assert "| speculation only | 3.75 |" in said
+    assert "both 1.70 times" in said
     assert "got worse" not in said
 
 

@@ -73,6 +73,7 @@ def test_outputs_are_one_line_each(ended: Ended) -> None:
         "exit_code": "0",
         "report": str(folder / "report.md"),
         "release": "artifacts/releases/demo/2026-01-01-abc",
+        "speculation": "approved (num_speculative_tokens 4)",
     }
     result = read_json(folder / "release/result.json")
     result["summary"]["path"] = "x\noutcome=released\u2028y"

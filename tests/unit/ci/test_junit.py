@@ -13,6 +13,7 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase
 from sqtool.ci import junit, read_run
 from sqtool.ci.junit import _text
 from sqtool.files import read_json, write_json
+from tests.unit.advise.reports import approval
 from tests.unit.ci.conftest import STAGES, Ended, change_verdict
 from tests.unit.report.test_markdown import HOSTILE
 
@@ -41,7 +42,7 @@ def test_a_released_run_has_no_failure_and_one_case_a_gated_metric(ended: Ended)
     assert list(found) == ["run.outcome", "recall.exact_match"]
     assert all(case.is_passed for case in found.values())
     assert found["recall.exact_match"].time == 12.5
-    assert found["run.outcome"].time == 7 * 61.0 - 12.5, "all stages but the answering, which has cases of its own"
+    assert found["run.outcome"].time == 8 * 61.0 - 12.5, "all stages but the answering, which has cases of its own"
     assert found["recall.exact_match"].system_out == (
         "100.00 % -> 100.00 %, change 0.00 points (interval -0.67 to +0.67), margin 2.00, 400 items, "
         "0/0 better/worse: PASS"
@@ -172,3 +173,23 @@ def test_any_text_can_stand_in_xml(text: str) -> None:
     element = ElementTree.Element("a")
     element.text = _text(text)
     assert (ElementTree.fromstring(ElementTree.tostring(element)).text or "") == _text(text)
+
+
+def test_speculation_is_a_property_and_blocks_only_where_the_recipe_says_so(ended: Ended) -> None:
+    def properties(folder: Path) -> dict[str, str]:
+        root = ElementTree.fromstring(junit(read_run(folder)))
+        return {p.attrib["name"]: p.attrib["value"] for p in root.iter("property")}
+
+    folder = ended()
+    assert properties(folder)["speculation"] == "approved (num_speculative_tokens 4)"
+    write_json(folder / "approve/speculation_verdict.json", approval(approved=False))
+    assert properties(folder)["speculation"].startswith("not approved: both: REGRESSED against quantized")
+    assert cases(folder)["run.outcome"].is_passed
+    state = read_json(folder / "run.json")
+    error = {"type": "RegressedError", "message": "speculation is not approved: both", "remedy": "", "exit_code": 1}
+    write_json(folder / "run.json", {**state, "outcome": "refused", "exit_code": 1, "error": error})
+    run = read_run(folder)
+    assert not run.gate_decided, "its verdict is PASS"
+    assert cases(folder)["recall.exact_match"].is_passed
+    (failure,) = cases(folder)["run.outcome"].result
+    assert (failure.type, failure.message) == ("RegressedError", "speculation is not approved: both")

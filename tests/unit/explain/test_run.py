@@ -158,3 +158,15 @@ def test_a_broken_verdict_is_a_note(ended: Ended, text: str) -> None:
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         explain_run(tmp_path)
+
+
+def test_speculation_has_a_verdict_of_its_own(ended: Ended) -> None:
+    folder = ended()
+    assert any(line.startswith("Speculation is approved; `sqtool advise demo`") for line in explain_run(folder).advice)
+    result = read_json(folder / "approve/result.json")
+    result["summary"] = {"approved": False, "gate": "block", "reasons": ["both: REGRESSED"]}
+    write_json(folder / "approve/result.json", result)
+    assert explain_run(folder).advice[-1] == (
+        "Speculation is not approved, and that blocks the release: both: REGRESSED. `sqtool advise demo` says what to "
+        "deploy."
+    )

@@ -69,17 +69,23 @@ def test_data_beside_the_recipe_are_named_from_the_root(root: Path) -> None:
     folder.mkdir()
     for name in ("pool.jsonl", "traffic.jsonl", "quiz.yaml"):
         (folder / name).touch()
+    (folder / "small").mkdir()
     (folder / "r.yaml").write_text(
         "calibrate: {sources: [{path: pool.jsonl}, {path: elsewhere.jsonl}]}\n"
         "quantize: {methods: [{awq: {}}]}\n"
         "evaluate: {tasks: [quiz.yaml]}\n"
-        "speculate: {traffic: traffic.jsonl}\n"
+        "speculate:\n"
+        "  traffic: traffic.jsonl\n"
+        "  model: small\n"
+        "  arms: {a: {target: baseline, speculative: {model: small}}}\n"
     )
     job = job_of(load_recipe(folder / "r.yaml"))
     sections = {name: section.model_dump() for name, section in job.sections.items()}
     assert [s["path"] for s in sections["calibrate"]["sources"]] == ["team/pool.jsonl", "elsewhere.jsonl"]
     assert sections["evaluate"]["tasks"] == ("team/quiz.yaml",)
     assert sections["speculate"]["traffic"] == "team/traffic.jsonl"
+    assert sections["speculate"]["model"] == "team/small"
+    assert sections["speculate"]["arms"]["a"]["speculative"]["model"] == "team/small"
     assert job.draft == root / "artifacts/reference/draft"
 
 

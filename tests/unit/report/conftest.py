@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 from sqtool.files import write_json
 from sqtool.gate.judge import judge
 from sqtool.gate.spec import GateSpec
+from tests.unit.advise.reports import approval, report
 
-LATENCY = {"p50": 12.34, "p90": 15.0, "p95": 20.5, "p99": 150.2, "mean": 13.0, "n": 160}
 ENGINE = {
     "engine": "vllm",
     "version": "0.32.0+cpu",
@@ -23,41 +22,6 @@ ENGINE = {
     "kernels": ["CPUWNA16LinearKernel"],
 }
 
-
-def arm(length: float | None, tokens: float) -> dict[str, Any]:
-    spoken = None if length is None else {"mean_acceptance_length": length, "acceptance_rate": (length - 1) / 4}
-    return {
-        "requests": 160,
-        "failures": {"count": 0, "examples": []},
-        "output_tokens_per_s": tokens,
-        "latency": {"ttft_ms": LATENCY, "tpot_ms": LATENCY, "itl_ms": None, "e2e_ms": LATENCY},
-        "speculation": spoken,
-        "kinds": {"recall": {"requests": 9, "speculation": spoken}} if spoken else {},
-    }
-
-
-SPECULATE: dict[str, Any] = {
-    "method": "draft_model",
-    "speculative_config": {"num_speculative_tokens": 4},
-    "traffic": {"requests": 160, "warmup": 8, "concurrency": 8},
-    "arms": {
-        "baseline": arm(None, 400.0),
-        "quantized": arm(None, 500.0),
-        "speculative": arm(3.0, 600.0),
-        "both": arm(2.9, 700.0),
-    },
-    "agreement": {
-        "baseline": [],
-        "quantized": [{"with": "baseline", "of": 160, "identical": 120, "share": 0.75}],
-        "speculative": [{"with": "baseline", "of": 160, "identical": 160, "share": 1.0}],
-        "both": [
-            {"with": "baseline", "of": 160, "identical": 120, "share": 0.75},
-            {"with": "quantized", "of": 160, "identical": 158, "share": 0.9875},
-        ],
-    },
-    "interaction": {"e2e_p50": {"quantization": 1.2, "speculation": 1.5, "both": 1.7, "product": 1.8, "ratio": 0.944}},
-    "acceptance_change": {"overall": {"mean_acceptance_length": -0.1}, "kinds": {}},
-}
 
 STATS = {
     "positions": 1000,
@@ -123,18 +87,22 @@ def make_run(tmp_path: Path) -> Make:
             "baseline": {"engine": ENGINE, "tasks": {}},
             "evaluate": {"engine": ENGINE, "tasks": {}, "drift": DRIFT},
             "gate": {"outcome": verdict.outcome},
-            "speculate": copy.deepcopy(SPECULATE),
+            "speculate": {},
+            "approve": {"approved": True, "reasons": [], "gate": "report"},
             "release": {
                 "path": "artifacts/releases/demo/2026-01-01-abc",
                 "serve": "vllm serve artifacts/releases/demo/2026-01-01-abc --tool-call-parser hermes",
             },
         }
+        contents = {"speculate": ("speculate.json", report()), "approve": ("speculation_verdict.json", approval())}
         stages = []
         for name, summary in summaries.items():
             done = name not in drop
             if done:
                 (folder / name).mkdir(exist_ok=True)
                 write_json(folder / name / "result.json", {"digest": name * 8, "summary": summary})
+                if name in contents:
+                    write_json(folder / name / contents[name][0], contents[name][1])
             stages.append(
                 {
                     "name": name,

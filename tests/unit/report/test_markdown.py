@@ -83,7 +83,7 @@ def test_names_keep_their_look() -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_report_with_hostile_answers_keeps_its_headings(make_run: Make, text: str) -> None:
     error = {"message": f"the candidate said {text}", "remedy": text}
-    folder = make_run("refused", wrong=80, said=text, drop=("speculate", "release"), error=error, item=text)
+    folder = make_run("refused", wrong=80, said=text, drop=("speculate", "approve", "release"), error=error, item=text)
     report = write_report(folder).read_text()
     parsed = READER.parse(report)
     headings = [parsed[i + 1].content for i, t in enumerate(parsed) if t.type == "heading_open"]
@@ -95,6 +95,9 @@ def test_a_report_with_hostile_answers_keeps_its_headings(make_run: Make, text: 
         "Drift (explains; task scores decide)",
         "Measured with",
         "The run",
+        "What to deploy",
+        "Each arm",
+        "Rules",
     ]
     kinds = tokens(report)
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "s_open", "blockquote_open", "hr"}

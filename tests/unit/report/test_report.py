@@ -27,18 +27,20 @@ def test_the_four_arms(make_run: Make) -> None:
     facts = collect(make_run())
     assert facts.arms is not None
     rows = {row[0]: row[1:] for row in facts.arms.rows}
-    assert list(rows) == ["baseline", "quantized only", "speculation only", "both"]
-    assert rows["baseline"][:3] == ("-", "-", "12.3 / 20.5 / 150")
-    assert rows["speculation only"] == ("3", "50.0 %", *["12.3 / 20.5 / 150"] * 3, "600", "160/160", "0")
-    assert rows["both"][-2:] == ("158/160", "0"), "compared with the same weights without speculation"
-    assert "median request against the baseline, as a speed-up: quantization 1.20 times" in facts.speculation[1]
-    assert facts.speculation[0] == "quantizing the target changed the mean accepted length by -0.10"
-    assert facts.acceptance is not None
-    assert facts.acceptance.rows == (("recall", "9", "3", "2.9", "-0.10"),)
+    assert list(rows) == ["baseline", "quantized only", "speculation only", "both", "baseline again (A/A)"]
+    assert rows["baseline"][:2] == ("-", "-")
+    cells = dict(zip(facts.arms.headers[1:], rows["both"], strict=True))
+    assert cells["gain"] == "1.70 [1.60, 1.80]"
+    assert cells["accepted length"] == "3.75"
+    assert cells["cost per accepted answer"] == "0.0941 device-s"
+    assert cells["same answers"] == "127/128 of quantized", "compared with the same weights without speculation"
+    assert facts.speculation_status == "speculation: approved (num_speculative_tokens 4)"
+    assert facts.speculation[0] == facts.speculation_status
+    assert facts.unreadable == []
 
 
 def test_refused_names_metric_drop_interval_margin_and_shows_items(make_run: Make) -> None:
-    folder = make_run("refused", wrong=80, drop=("speculate", "release"), error=REFUSED)
+    folder = make_run("refused", wrong=80, drop=("speculate", "approve", "release"), error=REFUSED)
     facts = collect(folder)
     assert facts.headline == "REFUSED"
     assert facts.why == ["the candidate regressed: recall"]
@@ -79,7 +81,7 @@ def test_a_stage_of_an_older_recipe_does_not_count(make_run: Make) -> None:
 
 
 def test_every_early_end_can_be_reported(make_run: Make) -> None:
-    names = ("calibrate", "quantize", "baseline", "evaluate", "gate", "speculate", "release")
+    names = ("calibrate", "quantize", "baseline", "evaluate", "gate", "speculate", "approve", "release")
     folder = make_run("failed", drop=names, error={"message": "no such file: a*b", "remedy": ""})
     text = write_report(folder).read_text()
     assert text.startswith("# FAILED: demo\n\n- no such file: a\\*b\n")
@@ -87,7 +89,7 @@ def test_every_early_end_can_be_reported(make_run: Make) -> None:
 
 
 def test_thin_coverage_is_shown_from_what_the_failed_stage_left(make_run: Make) -> None:
-    names = ("calibrate", "quantize", "baseline", "evaluate", "gate", "speculate", "release")
+    names = ("calibrate", "quantize", "baseline", "evaluate", "gate", "speculate", "approve", "release")
     folder = make_run("refused", drop=names, error={"message": "too thin", "remedy": "Add a source."})
     kept = folder / "failed/calibrate"
     kept.mkdir(parents=True)

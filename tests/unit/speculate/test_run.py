@@ -175,7 +175,7 @@ def test_sampled_answers_have_their_own_seeds(fake: Any, project: Path) -> None:
         ]
         assert {body["temperature"] for body in bodies} == {0.7}
         seeds[arm] = {body["seed"] for body in bodies}
-    assert len(set.union(*seeds.values())) == 3 * len(ARMS)
+    assert len(set.union(*seeds.values())) == 5 * 3 * len(ARMS), "no request shares its random numbers with another"
 
 
 def test_task_items_are_answered_by_the_speculating_arms(fake: Any, project: Path) -> None:
@@ -341,6 +341,11 @@ def test_preflight(fake: Any, project: Path) -> None:
     check(project, changed(method="ngram"))
     with pytest.raises(DataError, match="no such traffic file"):
         check(project, changed(traffic="none.jsonl"), draft=draft)
+    with pytest.raises(UsageError, match="not every request of the traffic has a timestamp"):
+        check(project, changed(trace=True), draft=draft)
+    (project / "traffic.jsonl").write_text('{"messages": []}\n')
+    with pytest.raises(DataError, match=r"traffic\.jsonl:1: messages: holds nothing to answer"):
+        check(project, draft=draft)
 
 
 def test_the_candidate_must_fit_the_draft_too(fake: Any, project: Path) -> None:
@@ -354,6 +359,6 @@ def test_interleaving_that_cannot_be(fake: Any, project: Path, monkeypatch: pyte
     monkeypatch.setattr("sqtool.speculate.schedule.free_bytes", lambda env: 1 << 30)
     run(project)
     plan = read_json(project / "stage.tmp/plan.json")
-    assert (plan["interleaved"], plan["why"]) == (False, "4 servers take about 6.4 GiB, 1.0 GiB are free")
+    assert (plan["interleaved"], plan["why"]) == (False, "4 servers take about 7.6 GiB, 1.0 GiB are free")
     with pytest.raises(UsageError, match=r"interleave is always, and not all servers can be up at once: 4 servers"):
         run(project, changed(interleave="always"))

@@ -249,14 +249,14 @@ def test_how_long_speculation_takes(inputs: Inputs, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(speculate, "engine_preflight", lambda inputs: None)
     facts = TaskFacts(tmp_path, ["a"] * 180, [None] * 180, ["k"] * 180, [{}] * 180, {})
     monkeypatch.setattr(speculate, "item_facts", lambda spec, root: {"t": facts})
-    (tmp_path / "log.jsonl").write_text("{}\n")
+    (tmp_path / "log.jsonl").write_text('{"messages": [{"role": "user", "content": "hello"}]}\n')
     inputs = Inputs(**{**vars(inputs), "sections": {**inputs.sections, "evaluate": EvaluateSpec(tasks=("t",))}})
     spec = SpeculateSpec.model_validate(
         {"traffic": "log.jsonl", "requests": 80, "warmup": 0, "cancellation": None, "request_rate": 8}
     )
     estimate = speculate.preflight(spec, inputs)
     # Four starts, five arms at one closed load and one open one, two arms that answer 180 items.
-    assert estimate.seconds == pytest.approx(4 * START_SECONDS + 5 * 80 / 8 + 5 * 80 / 8 + 2 * 180 / 18)
+    assert estimate.seconds == pytest.approx(4 * START_SECONDS + 5 * 80 / 12 + 5 * 80 / 8 + 2 * 180 / 18)
     assert (estimate.details["arms"], estimate.details["loads"]) == (5, ["c16", "r8"])
 
 

@@ -1,0 +1,115 @@
+"""The stages approve and release on folders as the stages before them leave them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sqtool.files import read_json, write_json
+from sqtool.gate.judge import judge
+from sqtool.release.spec import ReleaseSpec
+from sqtool.speculate.spec import SpeculateSpec
+from sqtool.stages import approve, release, speculate
+from sqtool.stages.contract import Inputs
+from tests.unit.advise.reports import report
+from tests.unit.stages.test_adapters import Double, double, inputs, out_of
+from tests.unit.stages.test_speculation import ENGINE, GATE, records
+
+__all__ = ["double", "inputs"]
+
+
+@pytest.fixture
+def measured(inputs: Inputs) -> Inputs:
+    """Both sides' records, the gate's verdict and the arms."""
+    folders = inputs.folders
+    for side, wrong in (("baseline", 0), ("evaluate", 1)):
+        records(folders[side] / "records", wrong)
+        write_json(folders[side] / "result.json", {"summary": {"engine": ENGINE}})
+    verdict = judge(GATE, folders["baseline"] / "records", folders["evaluate"] / "records")
+    (folders["gate"] / "verdict.json").write_text(verdict.to_json())
+    write_json(folders["speculate"] / "speculate.json", report())
+    for arm, wrong in (("speculative", 0), ("both", 1)):
+        records(folders["speculate"] / "arms" / arm / "quality" / "records", wrong)
+    return dataclasses.replace(inputs, sections={**inputs.sections, "gate": GATE})
+
+
+def test_approve_judges_on_what_the_stages_left(measured: Inputs, tmp_path: Path) -> None:
+    out = out_of(tmp_path)
+    summary = approve.run(SpeculateSpec(), measured, out).summary
+    assert (summary["approved"], summary["gate"], summary["reasons"]) == (True, "report", [])
+    assert summary["arms"] == {"speculative": True, "both": True}
+    assert summary["advice"] == "Serve the quantized checkpoint with speculation (num_speculative_tokens 4)."
+    written = read_json(out / "speculation_verdict.json")
+    assert written["pairs"]["both/quantized"]["outcome"] == "PASS"
+    assert not (measured.folders["speculate"] / "speculation_verdict.json").exists()
+    approve.check(SpeculateSpec(gate="block"), summary)
+
+
+def test_few_items_are_the_recipes_wish(measured: Inputs, tmp_path: Path) -> None:
+    folder = measured.folders["speculate"] / "arms/both/quality/records"
+    records(folder, 1, items=range(300))
+    spec = SpeculateSpec.model_validate({"quality": {"items": 300}})
+    assert approve.run(spec, measured, out_of(tmp_path)).summary["approved"]
+
+
+def test_nothing_is_judged_where_nothing_was_measured(measured: Inputs) -> None:
+    assert approve.skip(SpeculateSpec(), measured) == ""
+    folders = {name: path for name, path in measured.folders.items() if name != "speculate"}
+    assert approve.skip(SpeculateSpec(), dataclasses.replace(measured, folders=folders))
+    assert approve.preflight(SpeculateSpec(), measured).seconds
+
+
+def test_what_a_refusal_means_measures_no_arm_again() -> None:
+    assert speculate.counted(SpeculateSpec(gate="block")) == speculate.counted(SpeculateSpec(gate="report"))
+
+
+@pytest.mark.parametrize("approved", [True, False])
+def test_a_release_gets_the_drafter_only_where_it_is_approved(
+    measured: Inputs, double: Callable[..., Double], tmp_path: Path, approved: bool
+) -> None:
+    verdict = out_of(tmp_path)
+    if not approved:
+        records(measured.folders["speculate"] / "arms/both/quality/records", 100)
+    approve.run(SpeculateSpec(), measured, verdict)
+    config = {"method": "draft_model", "model": "draft", "num_speculative_tokens": 4}
+    fake = double("sqtool.release.publish:publish", {"path": "releases/1", "serve": "vllm serve releases/1"})
+    given = dataclasses.replace(measured, folders={**measured.folders, "approve": verdict})
+    place = tmp_path / "release.tmp"
+    place.mkdir()
+    summary: dict[str, Any] = release.run(ReleaseSpec(), given, place).summary
+    said = fake.arguments["provenance"]["speculation"]
+    assert (said["approved"], said["config"]) == (approved, config)
+    assert "speculation_verdict.json" in fake.arguments["extras"]
+    if approved:
+        words = shlex.split(summary["serve_speculative"])
+        assert words[:4] == ["vllm", "serve", "releases/1", "--speculative-config"]
+        assert json.loads(words[4]) == config
+    else:
+        assert "serve_speculative" not in summary
+        assert said["reasons"][0].startswith("both: REGRESSED against quantized")
+
+
+def test_a_drafter_of_the_section_goes_before_the_recipes(
+    measured: Inputs, double: Callable[..., Double], tmp_path: Path
+) -> None:
+    value = report()
+    value["speculative_config"]["model"] = "other"
+    write_json(measured.folders["speculate"] / "speculate.json", value)
+    verdict = out_of(tmp_path)
+    approve.run(SpeculateSpec(), measured, verdict)
+    fake = double("sqtool.release.publish:publish", {"path": "releases/1", "serve": "vllm serve releases/1"})
+    given = dataclasses.replace(
+        measured,
+        folders={**measured.folders, "approve": verdict},
+        recipe={**measured.recipe, "resolved": {"speculate": {"model": "models/other"}}},
+    )
+    place = tmp_path / "release.tmp"
+    place.mkdir()
+    release.run(ReleaseSpec(), given, place)
+    assert fake.arguments["provenance"]["speculation"]["config"]["model"] == "models/other"
