@@ -68,6 +68,12 @@ def _signal_all(number: int) -> None:
             os.kill(pid, number)
 
 
+def _left() -> list[int]:
+    """Descendants, and none only when two looks agree: a process whose parent ends while one look is being taken is
+    seen below a parent that is no longer there, and belongs to this guard by the next."""
+    return _descendants() or _descendants()
+
+
 def _end(command: subprocess.Popen[bytes], grace: float) -> None:
     """SIGTERM to the command's group; SIGKILL to what is left after `grace` seconds, or `STRAGGLERS` seconds after
     the command itself ended: what it leaves behind then is forgotten, not busy."""
@@ -75,7 +81,7 @@ def _end(command: subprocess.Popen[bytes], grace: float) -> None:
         os.killpg(command.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace
     ended = False
-    while _descendants() and time.monotonic() < deadline:
+    while _left() and time.monotonic() < deadline:
         if not ended and command.poll() is not None:
             ended = True
             deadline = min(deadline, time.monotonic() + STRAGGLERS)
@@ -83,7 +89,7 @@ def _end(command: subprocess.Popen[bytes], grace: float) -> None:
             _reap()
         time.sleep(0.02)
     # A process may start another between the listing and the kill, hence the loop.
-    while _descendants():
+    while _left():
         _signal_all(signal.SIGKILL)
         _reap()
         time.sleep(0.02)
