@@ -56,7 +56,7 @@ AMOUNTS = (("prompt_tokens", "prompt tokens"), ("output_tokens", "output tokens"
 @click.option(
     "--rules",
     "rules_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="YAML file with alpha, margins, slo, window_minutes, candidates.",
 )
 @click.option(
@@ -140,6 +140,8 @@ def _rules(path: Path | None) -> Rules:
         document = parse(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise DataError(path, "not UTF-8 text") from None
+    except OSError as error:
+        raise DataError(path, f"cannot read the rules: {error.strerror or error}") from None
     if document.problems:
         problem = document.problems[0]
         raise DataError(path, problem.message, line=problem.line)
