@@ -17,6 +17,7 @@ from sqtool.rollout.formats import FieldError, Format, Reader, detect
 from sqtool.rollout.record import Record
 
 STDIN = "-"
+_BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _TELL_EVERY = 2000
 
@@ -99,6 +100,8 @@ def _lines(names: Sequence[str], progress: Progress) -> Iterator[tuple[str, int,
                         position = raw.tell() if size else number
                         task.advance(position - told)
                         told = position
+                    if number == 1:
+                        line = line.removeprefix(_BOM)
                     if line.strip():
                         yield shown, number, line, not line.endswith(b"\n")
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -16,7 +16,7 @@ makes it larger from then on, unless the rules say how many `candidates` there w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sqtool.gate.multiplicity import holm
@@ -131,6 +131,9 @@ class Watch:
 
 def _metric_verdict(metric: Metric, e: Evidence, p_adjusted: float, alpha: float, alpha_safe: float) -> MetricVerdict:
     worse = "a drop" if metric.good else "a rise"
+    if p_adjusted <= alpha:
+        # Holm may reject at a looser level than the one that the interval has for all tests alike.
+        e = replace(e, lower=max(e.lower, 0.0))
     outcome: Outcome = "KEEP_WATCHING"
     if e.difference is None:
         reason = "no matched units yet"

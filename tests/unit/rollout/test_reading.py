@@ -33,6 +33,11 @@ def test_plain_gzip_and_several_files_are_read_in_order(write_log: WriteLog, tmp
     assert (source.lines, source.format, source.first, source.last, source.out_of_order) == (3, "sqtool", 1, 3, 0)
 
 
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b'\xef\xbb\xbf{"arm":"a","timestamp":1}\r\n')
+    assert read(tmp_path / "log")[0] == ["a"]
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for content in (b'{"arm":"a","timestamp":1}\n', gzip.compress(b'{"arm":"a","timestamp":1}\n')):
         (tmp_path / "in").write_bytes(content)
