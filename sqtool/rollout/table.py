@@ -23,6 +23,7 @@ from sqtool.rollout.record import Record
 from sqtool.rollout.rules import RATES, Rate
 
 GROUPS = 50
+_MARKS = 2**16
 LEVEL = 0.95
 PERCENTILES = (50, 95, 99)
 _LOWEST_MS, _HIGHEST_MS = 0.01, 1e8
@@ -41,6 +42,7 @@ class Cell:
     def __init__(self) -> None:
         self.requests = [0] * GROUPS
         self.clustered = False
+        self._marks = bytearray(_MARKS)
         self._turn = 0
         self._known = {name: [0] * GROUPS for name in RATES}
         self._true = {name: [0] * GROUPS for name in RATES}
@@ -55,7 +57,9 @@ class Cell:
             # Dealt out in turn: any other way of making groups of independent requests is as good.
             group = self._turn = (self._turn + 1) % GROUPS
         else:
-            group = zlib.crc32(record.cluster.encode("utf-8", "surrogatepass")) % GROUPS
+            number = zlib.crc32(record.cluster.encode("utf-8", "surrogatepass"))
+            group = number % GROUPS
+            self._marks[number // GROUPS % _MARKS] = 1
             self.clustered = True
         self.requests[group] += 1
         for field, known, true in self._rates:
@@ -112,8 +116,9 @@ class Cell:
         share = float(part.sum()) / total
         binomial = share * (1 - share) * total
         spread = groups / (groups - 1) * float(np.sum((part - share * whole) ** 2))
-        # Without an event nothing shows how events hang together: each group then counts as one observation at most.
-        effect = max(1.0, spread / binomial) if binomial > 0 else max(1.0, float(np.sum(whole**2)) / total)
+        # Without an event nothing shows how events hang together: a user is then one observation, and there are at least
+        # as many users as marks.
+        effect = max(1.0, spread / binomial if binomial > 0 else total / sum(self._marks))
         return float(t.ppf((1 + LEVEL) / 2, groups - 1)), effect
 
     def _score(self, part: Floats, whole: Floats) -> list[float] | None:

@@ -106,3 +106,6 @@ def test_no_event_among_few_users_is_not_taken_for_much_evidence() -> None:
     low, high = cell(records).to_dict()["correction"]["ci"]
     assert low == 0
     assert high > 0.3, "four users, not four thousand requests"
+    many = [Record("a", 0, cluster=f"u{n % 1000}", corrected=False) for n in range(4000)]
+    low, high = cell(many).to_dict()["correction"]["ci"]
+    assert 0.0037 < high < 0.005, "a thousand users, not fifty groups"
