@@ -116,8 +116,8 @@ class Cell:
         share = float(part.sum()) / total
         binomial = share * (1 - share) * total
         spread = groups / (groups - 1) * float(np.sum((part - share * whole) ** 2))
-        # Without an event nothing shows how events hang together: a user is then one observation, and there are at least
-        # as many users as marks.
+        # Without an event nothing shows how events hang together: a user is then one observation, and there are at
+        # least as many users as marks.
         effect = max(1.0, spread / binomial if binomial > 0 else total / sum(self._marks))
         return float(t.ppf((1 + LEVEL) / 2, groups - 1)), effect
 
