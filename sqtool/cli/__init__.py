@@ -26,6 +26,7 @@ COMMANDS = {
     "speculate": "Run a recipe up to the four arms of speculative decoding.",
     "advise": "Say what to deploy, at which load, by what a run measured.",
     "report": "Show or write again the report of a run, also for CI.",
+    "rollout": "Read production's log: every arm in numbers, and whether the candidate does harm.",
     "explain": "Say why a verdict is what it is, and where to look.",
     "backend": "List and install the quantizers other than llm-compressor.",
     "schema": "Print the JSON Schema of a recipe or task file, for editors.",

@@ -1,4 +1,4 @@
-"""`sqtool schema`: the JSON Schema of a recipe or of a task file."""
+"""`sqtool schema`: the JSON Schema of a recipe, of a task file or of a rollout log."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from sqtool.cli.options import examples
         "sqtool schema > recipe.schema.json",
         "sqtool schema --out recipe.schema.json",
         "sqtool schema --task > task.schema.json",
+        "sqtool schema --rollout > rollout.schema.json",
         "# yaml-language-server: $schema=recipe.schema.json    as a recipe's first line",
     ),
 )
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
 @click.option("--task", is_flag=True, help="Of an evaluation task's file instead, scorers' options included.")
-def command(out: Path | None, task: bool) -> int:
+@click.option("--rollout", is_flag=True, help="Of one line of a log for `sqtool rollout` instead.")
+def command(out: Path | None, task: bool, rollout: bool) -> int:
     """Print the JSON Schema (draft 2020-12) of a recipe; editors complete and check recipes with it."""
     from sqtool.files import write_text
 
-    text = json.dumps(_schema(task=task), indent=2, ensure_ascii=False)
+    if task and rollout:
+        raise click.UsageError("--task and --rollout are two schemas: ask for one")
+    text = json.dumps(_schema(task=task, rollout=rollout), indent=2, ensure_ascii=False)
     if out is None:
         click.echo(text)
         return 0
@@ -37,7 +41,11 @@ def command(out: Path | None, task: bool) -> int:
     return 0
 
 
-def _schema(*, task: bool) -> Any:
+def _schema(*, task: bool, rollout: bool) -> Any:
+    if rollout:
+        from sqtool.rollout.record import json_schema as record_schema
+
+        return record_schema()
     if task:
         from evals.tasks import json_schema
 

@@ -1,0 +1,134 @@
+"""Reading logs line by line: plain or gzip, files or standard input, in bounded memory and with progress."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from sqtool.errors import DataError
+from sqtool.progress import SILENT, Progress
+from sqtool.rollout.formats import FieldError, Format, Reader, detect
+from sqtool.rollout.record import Record
+
+STDIN = "-"
+_BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
+_TELL_EVERY = 2000
+
+
+@dataclass
+class Source:
+    """What was read, for the report: filled while `records` runs."""
+
+    names: tuple[str, ...]
+    format: Literal["sqtool", "gateway"] | None = None
+    lines: int = 0
+    ignored: list[str] = field(default_factory=list)
+    """Keys that sqtool's format does not have; nothing was done with them."""
+    incomplete: str = ""
+    """Where the last line was cut off, as in a log that is being written."""
+    out_of_order: int = 0
+    """Records older than one before them."""
+    most_behind: float = 0.0
+    """Seconds, the largest such step back."""
+    first: float | None = None
+    last: float | None = None
+
+
+def records(
+    source: Source, kind: Format = "auto", mapping: Mapping[str, str] | None = None, progress: Progress = SILENT
+) -> Iterator[Record]:
+    """The records of `source.names` (paths, or `-`) one after the other, in the order of the lines.
+
+    Raises `DataError` with file, line and field for a line that is no record, and for logs without any. A last line
+    that is cut off is left out and noted: a canary is read while its log is being written.
+    """
+    import msgspec
+
+    decode = msgspec.json.Decoder().decode
+    reader = Reader(kind, mapping) if kind != "auto" else None
+    newest = float("-inf")
+    for name, number, line, last in _lines(source.names, progress):
+        try:
+            value: Any = decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            if last:
+                source.incomplete = f"{name}:{number}"
+                continue
+            raise DataError(name, f"not JSON: {error}", line=number, remedy=_JSONL) from None
+        if not isinstance(value, dict):
+            raise DataError(name, f"expected a JSON object, found {type(value).__name__}", line=number, remedy=_JSONL)
+        try:
+            if reader is None:
+                reader = Reader(detect(value, mapping), mapping)
+            record = reader.record(value)
+        except FieldError as error:
+            raise DataError(name, error.message, line=number, field=error.field, remedy=error.remedy) from None
+        source.lines += 1
+        if record.timestamp < newest:
+            source.out_of_order += 1
+            source.most_behind = max(source.most_behind, newest - record.timestamp)
+        else:
+            newest = record.timestamp
+        source.first = record.timestamp if source.first is None else min(source.first, record.timestamp)
+        source.last = newest
+        yield record
+    if reader is None or not source.lines:
+        raise DataError(", ".join(source.names), "holds no requests", remedy="Give a log with one request a line.")
+    source.format, source.ignored = reader.kind, sorted(reader.ignored)
+
+
+_JSONL = "A log is JSON Lines: one object a line."
+
+
+def _lines(names: Sequence[str], progress: Progress) -> Iterator[tuple[str, int, bytes, bool]]:
+    """(shown name, 1-based number, content, whether it is the log's last and has no line end) of non-empty lines."""
+    for name in names:
+        shown = "standard input" if name == STDIN else name
+        raw, size = _open(name, shown)
+        with raw, progress.task(f"reading {shown}" + (" (bytes)" if size else " (lines)"), total=size) as task:
+            told = number = 0
+            try:
+                for number, line in enumerate(_unpacked(raw), 1):
+                    if number % _TELL_EVERY == 0:
+                        position = raw.tell() if size else number
+                        task.advance(position - told)
+                        told = position
+                    if number == 1:
+                        line = line.removeprefix(_BOM)
+                    if line.strip():
+                        yield shown, number, line, not line.endswith(b"\n")
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise DataError(
+                    shown, f"broken gzip after this line: {error}", line=number, remedy="Pack the log again."
+                ) from None
+            task.advance((size or number) - told)
+
+
+def _open(name: str, shown: str) -> tuple[IO[bytes], int | None]:
+    if name == STDIN:
+        # A copy of the descriptor, so that closing it leaves the interpreter's own stream alone.
+        return io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False)), None
+    path = Path(name)
+    try:
+        size = path.stat().st_size if path.is_file() else None  # a pipe (`<(zcat log)`) has none
+        return path.open("rb"), size or None
+    except FileNotFoundError:
+        raise DataError(shown, "no such file") from None
+    except OSError as error:
+        raise DataError(shown, f"cannot be read: {error.strerror or error}") from None
+
+
+def _unpacked(raw: IO[bytes]) -> IO[bytes]:
+    """By content, not by name: standard input has none."""
+    assert isinstance(raw, io.BufferedReader)
+    if raw.peek(2)[:2] != _GZIP:
+        return raw
+    unpacked = gzip.GzipFile(fileobj=raw)
+    return io.BufferedReader(unpacked)

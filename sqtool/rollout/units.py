@@ -1,0 +1,105 @@
+"""From requests to the independent units of a verdict: one user or session is one unit, however often it asks.
+
+The requests of one user hang together (one who is never content corrects everything), so a test that takes them for
+independent finds harm where there is none. A unit is therefore the *first visit* of a cluster: its requests within a
+window of fixed length from its first one. Its value for a metric is the share of these requests with the bad event, so
+that each user counts once. Because the window is of the same length for all, units close in the order in which they
+opened: no arm's short visits come first. Later requests of a cluster are counted in the table and in no verdict; they
+depend on its first visit.
+
+A request without a cluster is a unit of its own. A cluster that more than one arm answered belongs to the arm that
+answered it first, and only that arm's requests are its value.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqtool.rollout.record import Record
+from sqtool.rollout.rules import Event
+
+
+class Unit(NamedTuple):
+    """One independent observation: for each metric the share with the bad event in [0, 1], None where not known."""
+
+    arm: str
+    values: tuple[float | None, ...]
+
+
+class _Open:
+    __slots__ = ("arm", "bad", "closes", "known")
+
+    def __init__(self, arm: str, closes: float, metrics: int) -> None:
+        self.arm, self.closes = arm, closes
+        self.known = [0] * metrics
+        self.bad = [0] * metrics
+
+    def unit(self) -> Unit:
+        return Unit(self.arm, tuple(b / k if k else None for b, k in zip(self.bad, self.known, strict=True)))
+
+
+class Units:
+    """Feed records in the order of the log; out come the units that are complete.
+
+    Memory grows with the number of clusters (a set entry each), not with that of requests.
+    """
+
+    def __init__(self, events: Sequence[Event], window_s: float) -> None:
+        self._events = tuple(events)
+        self._window = window_s
+        self._now = float("-inf")
+        self._open: dict[int, _Open] = {}
+        self._order: deque[int] = deque()
+        self._seen: set[int] = set()
+        self.known = [False] * len(self._events)
+        """For each metric, whether any request says anything about it."""
+        self.alone = 0
+        """Requests without a cluster."""
+        self.later = 0
+        """Requests that came after their cluster's window."""
+        self.elsewhere = 0
+        """Requests in a window that another arm had opened."""
+
+    @property
+    def clusters(self) -> int:
+        """Clusters seen so far."""
+        return len(self._seen)
+
+    @property
+    def open(self) -> int:
+        """Clusters whose window has not passed."""
+        return len(self._open)
+
+    def add(self, record: Record) -> list[Unit]:
+        """The units that this record completes: those whose window it shows to be over, or itself."""
+        self._now = max(self._now, record.timestamp)
+        done = []
+        while self._order and self._open[self._order[0]].closes <= self._now:
+            done.append(self._open.pop(self._order.popleft()).unit())
+        bad = [event(record) for event in self._events]
+        for place, happened in enumerate(bad):
+            if happened is not None:
+                self.known[place] = True
+        if record.cluster is None:
+            self.alone += 1
+            done.append(Unit(record.arm, tuple(None if b is None else float(b) for b in bad)))
+            return done
+        key = hash(record.cluster)
+        unit = self._open.get(key)
+        if unit is None:
+            if key in self._seen:
+                self.later += 1
+                return done
+            self._seen.add(key)
+            unit = self._open[key] = _Open(record.arm, self._now + self._window, len(self._events))
+            self._order.append(key)
+        elif unit.arm != record.arm:
+            self.elsewhere += 1
+            return done
+        for place, happened in enumerate(bad):
+            if happened is not None:
+                unit.known[place] += 1
+                unit.bad[place] += happened
+        return done

@@ -1,0 +1,111 @@
+"""A log from its lines to the JSON document."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sqtool.errors import DataError, UsageError
+from sqtool.rollout import Rules, read_rollout
+from sqtool.rollout.run import MOST_KINDS, OTHER_KINDS
+from tests.unit.rollout.conftest import WriteLog, lines
+
+
+def test_a_harmful_candidate(write_log: WriteLog) -> None:
+    result = read_rollout([str(write_log(lines(4000, {"baseline": 0.05, "w4": 0.2})))], Rules())
+    told = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (told["schema"], told["outcome"], told["unit"]) == ("sqtool.rollout/1", "HARM", "request")
+    assert told["verdict"]["w4"]["metrics"]["correction"]["outcome"] == "HARM"
+    assert list(told["arms"]) == ["baseline", "w4"]
+    assert told["source"]["requests"] == sum(arm["requests"] for arm in told["arms"].values()) == 4000
+    assert any("no request names a user" in note for note in told["notes"])
+
+
+def test_a_prefix_is_judged_as_it_was_then(write_log: WriteLog) -> None:
+    """Evidence never shrinks: p-values of a longer log are at most those of its beginning."""
+    every, before = lines(1500, {"baseline": 0.05, "w4": 0.1}), 1.0
+    for end in (200, 700, 1500):
+        result = read_rollout([str(write_log(every[:end]))], Rules())
+        p_value = result.verdicts[0].metrics[0].evidence.p_harm
+        assert p_value <= before
+        before = p_value
+
+
+def test_kinds(write_log: WriteLog) -> None:
+    records = lines(200, {"baseline": 0.1, "b": 0.1})
+    for number, record in enumerate(records):
+        if number >= 10:
+            record["kind"] = f"k{number % 80}"
+    result = read_rollout([str(write_log(records))], Rules(), by_kind=True)
+    assert len(result.kinds) == MOST_KINDS + 1
+    assert {"(no kind)", OTHER_KINDS} <= set(result.kinds)
+    assert sum(cell["requests"] for arms in result.kinds.values() for cell in arms.values()) == 200
+    assert read_rollout([str(write_log(records))], Rules()).kinds == {}
+
+
+def test_the_unit_is_the_user_where_there_is_one(write_log: WriteLog) -> None:
+    records = lines(300, {"baseline": 0.1, "b": 0.1})
+    for number, record in enumerate(records):
+        record["cluster"] = f"u{number // 10}"
+        record["arm"] = "b" if number // 10 % 2 else "baseline"
+    result = read_rollout([str(write_log(records))], Rules.model_validate({"window_minutes": 1}))
+    assert result.unit == "cluster"
+    assert result.verdicts[0].metrics[0].evidence.terms <= 15
+    assert any("are within their first 1 minutes" in note for note in result.notes)
+
+
+def test_the_order_of_times_is_said_or_made(write_log: WriteLog) -> None:
+    records = lines(50, {"baseline": 0.1, "b": 0.1})
+    path = str(write_log(records[::-1]))
+    said = read_rollout([path], Rules())
+    assert any(note.startswith("49 requests are older") and "by 49 s" in note for note in said.notes)
+    made = read_rollout([path], Rules(), sort=True)
+    ordered = read_rollout([str(write_log(records))], Rules())
+    assert not any("older" in note for note in made.notes)
+    assert made.to_dict()["verdict"] == ordered.to_dict()["verdict"]
+
+
+def test_cost_takes_what_every_request_has(write_log: WriteLog) -> None:
+    def cost(records: list[dict[str, Any]], **options: Any) -> tuple[str | None, Any]:
+        result = read_rollout([str(write_log(records))], Rules(), **options)
+        return result.cost_unit, result.table["b"]["cost_per_accepted_answer"]
+
+    records = lines(100, {"baseline": 0.1, "b": 0.1}, device_seconds=2.0)
+    assert cost(records)[0] == "device_seconds"
+    assert cost(records, price_per_hour=1.0)[0] == "currency"
+    assert cost([{**r, "price": 0.5} for r in records])[0] == "price"
+    records[3].pop("device_seconds")
+    assert cost(records) == (None, {"missing": "not every request has a price, nor device_seconds"})
+
+
+def test_baselines_that_are_not_there(write_log: WriteLog) -> None:
+    path = str(write_log(lines(20, {"bf16": 0.1, "w4a16": 0.1})))
+    with pytest.raises(UsageError) as error:
+        read_rollout([path], Rules(), baseline="bf61")
+    assert error.value.message == "no arm 'bf61' in the log (arms: bf16, w4a16)"
+    assert error.value.remedy == "Did you mean 'bf16'? Use --baseline ARM."
+    with pytest.raises(UsageError) as error:
+        read_rollout([path], Rules())
+    assert error.value.remedy == "Use --baseline ARM."
+
+
+def test_one_arm_only(write_log: WriteLog) -> None:
+    with pytest.raises(UsageError, match="one arm only, 'baseline': a verdict compares two"):
+        read_rollout([str(write_log(lines(20, {"baseline": 0.1})))], Rules())
+
+
+def test_a_request_id_taken_for_the_arm(write_log: WriteLog) -> None:
+    records = [{"arm": f"req-{n}", "timestamp": n} for n in range(40)]
+    with pytest.raises(DataError, match="arm: more than 20 arms, the last 'req-20'"):
+        read_rollout([str(write_log(records))], Rules())
+
+
+def test_what_was_ignored_or_cut_off_is_noted(write_log: WriteLog) -> None:
+    path = write_log(lines(20, {"baseline": 0.1, "b": 0.1}, region="eu"))
+    with path.open("a") as handle:
+        handle.write('{"arm": "b", "ti')
+    notes = read_rollout([str(path)], Rules()).notes
+    assert any("ignored: region" in note for note in notes)
+    assert any(f"{path}:21: the last line is cut off" in note for note in notes)
