@@ -22,7 +22,7 @@ from sqtool.cli.options import Settings, common, examples, running
 @click.option("--until", metavar="STAGE", help="Stop behind this stage.")
 @click.option(
     "--sign-key",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, path_type=Path),
     metavar="KEY",
     help="Sign the release with this private key (default: `release.sign`, else $SQTOOL_SIGNING_KEY).",
 )
