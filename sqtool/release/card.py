@@ -9,13 +9,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqtool.release.card_parts import checking_section, coverage_section, front_matter, limits_section
+from sqtool.release.card_parts import arms_section, checking_section, coverage_section, front_matter, limits_section
 from sqtool.report.markdown import code
 
 if TYPE_CHECKING:
     from sqtool.gate.verdict import MetricVerdict, Verdict
 
-COVERAGE = "coverage.json"
+COVERAGE, ARMS = "coverage.json", "speculate.json"
 SERVE_FLAGS = (
     "--dtype",
     "--kv-cache-dtype",
@@ -90,7 +90,7 @@ def model_card(
     """The card's text. `checkpoint` is the folder of the release, `files` are the names in it beside the checkpoint's.
 
     Used from `provenance` where given: `model` (the baseline as the recipe names it), `seed`, `serve_flags`. Of the
-    further files coverage.json has a section of its own.
+    further files coverage.json and speculate.json have sections of their own.
     """
     base = str(provenance.get("model") or "")
     scheme = quantization(checkpoint)
@@ -102,6 +102,7 @@ def model_card(
         _quantization(scheme),
         f"## Serving\n\nIn this folder:\n\n```bash\n{shlex.join(['vllm', 'serve', '.', *flags])}\n```",
         _results(verdict),
+        arms_section(checkpoint / ARMS) if ARMS in files else "",
         coverage_section(checkpoint / COVERAGE) if COVERAGE in files else "",
         _measured_with(verdict, provenance),
         limits_section(verdict, base),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from sqtool.gate.verdict import MetricVerdict, Verdict
 
 TASK = "text-generation"
+ARM_HEADERS = ("arm", "load", "TTFT p50 ms", "TPOT p50 ms", "request p50 ms", "request p95 ms", "accepted length")
+ARM_RULE = ("---", "---", *("---:",) * 5)
+ARMS = (
+    "The same traffic through four vLLM servers, on the machine that measured: the baseline; quantized only; the "
+    "baseline with speculative decoding; both. Accepted length is tokens a step of the target."
+)
 BOUND = "The verdict holds for this engine, device class and these settings, on traffic like the items."
 
 
@@ -33,7 +40,7 @@ def front_matter(name: str, verdict: Verdict, *, base_model: str = "", method: s
         pipeline_tag=TASK,
         base_model=base_model or None,
         tags=["vllm", "quantized", *([method] if method else []), "sqtool"],
-        eval_results=[_result(metric) for metric in verdict.metrics],
+        eval_results=[_result(metric) for metric in verdict.metrics if metric.gated],
         **relation,
     ).to_yaml()
 
@@ -55,7 +62,8 @@ def _result(metric: MetricVerdict) -> EvalResult:
             "difference": metric.difference,
             "lower": metric.lower,
             "upper": metric.upper,
-            **({"margin": metric.margin, "verdict": metric.outcome} if metric.gated else {}),
+            "margin": metric.margin,
+            "verdict": metric.outcome,
         },
     )
 
@@ -75,6 +83,34 @@ def coverage_section(path: Path) -> str:
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts.append(f"Share of what the traffic and the test items have that the calibration set has too:\n\n{table}")
     return "\n\n".join(parts)
+
+
+def arms_section(path: Path) -> str:
+    """What quantization and speculation did to latency on the machine that measured, each alone and both, from
+    speculate.json; empty when there is none to read."""
+    try:
+        arms = json.loads(path.read_text(encoding="utf-8"))["arms"]
+        rows = [
+            _arm_row(name, load, found)
+            for name, arm in arms.items()
+            # One load, or several by name.
+            for load, found in (arm["loads"].items() if "loads" in arm else (("", arm),))
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (ARM_HEADERS, ARM_RULE, *rows))
+    return f"## The four arms\n\n{ARMS}\n\n{table}"
+
+
+def _arm_row(name: str, load: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+    latency, spoken = found.get("latency") or {}, found.get("speculation") or {}
+    figures = [
+        (latency.get(group) or {}).get(part)
+        for group, part in (("ttft_ms", "p50"), ("tpot_ms", "p50"), ("e2e_ms", "p50"), ("e2e_ms", "p95"))
+    ]
+    figures.append(spoken.get("mean_acceptance_length"))
+    shown = (f"{figure:.2f}" if isinstance(figure, (int, float)) else "-" for figure in figures)
+    return inline(name.replace("_", " ")), inline(load) or "-", *shown
 
 
 def limits_section(verdict: Verdict, base: str) -> str:

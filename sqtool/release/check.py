@@ -17,7 +17,7 @@ from sqtool.errors import DataError, InconclusiveError, RegressedError, SqtoolEr
 from sqtool.release.attestation import attestation_problems
 from sqtool.release.bom import bom_problems
 from sqtool.release.evidence import evidence_in
-from sqtool.release.manifest import ATTESTATION, MANIFEST, SIGNATURE, read_manifest, verify_manifest
+from sqtool.release.manifest import ATTESTATION, MANIFEST, SIGNATURE, UNLISTED, read_manifest, unsafe, verify_manifest
 from sqtool.release.signing import Trust, fingerprint, public_key, signature_problem
 from sqtool.release.verdict import Records, check_rules, read_accepted
 
@@ -80,12 +80,16 @@ def check_release(
         manifest = read_manifest(folder)
         verdict_file = str(manifest["verdict"]["file"])
         recipe_file = str(manifest["recipe"]["file"])
+        if not {verdict_file, recipe_file} <= set(manifest["files"]) or unsafe(verdict_file) or unsafe(recipe_file):
+            raise KeyError("verdict and recipe must be among the files")
     except (DataError, KeyError, TypeError):
         # verify_manifest has said why; nothing else can be read.
-        found.findings = found.findings or [Finding("files", f"{MANIFEST}: names no verdict and no recipe")]
+        found.findings = found.findings or [
+            Finding("files", f"{MANIFEST}: names no verdict and recipe among its files")
+        ]
         return found
     found.name, found.version = str(manifest.get("name", "")), str(manifest.get("version", ""))
-    found.files = len(manifest["files"]) + 1
+    found.files = len(manifest["files"]) + 1 + sum((folder / name).is_file() for name in UNLISTED)
     _check_verdict(found, manifest, verdict_file, recipe_file, rules_of, records, allow_inconclusive)
     found.findings += [Finding("bom", problem) for problem in bom_problems(folder, manifest)]
     _check_signatures(found, manifest, verdict_file, trust, require_signature)

@@ -11,7 +11,7 @@ from sqtool.release.manifest import read_manifest
 
 
 def describe(release: Release) -> dict[str, Any]:
-    """Texts for a person, and the metrics as in verdict.json. `DataError` for a folder that is no whole release."""
+    """Texts for a person, and the gated metrics of verdict.json. `DataError` for a folder that is no whole release."""
     manifest = read_manifest(release.folder)
     try:
         verdict = read_json(release.folder / manifest["verdict"]["file"])
@@ -33,7 +33,7 @@ def describe(release: Release) -> dict[str, Any]:
             "verdict_sha256": digests["verdict"],
             "sqtool": provenance.get("versions", {}).get("sqtool", ""),
             "bytes": sum(entry["size"] for entry in manifest["files"].values()),
-            "metrics": verdict["metrics"],
+            "metrics": [metric for metric in verdict["metrics"] if metric["gated"]],
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(release.folder, f"is no whole release ({type(error).__name__}: {error})") from None

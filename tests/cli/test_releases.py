@@ -28,7 +28,7 @@ def releases(world: tampered.World, tmp_path: Path) -> Path:
 def test_a_good_release(sqtool_: Sqtool, world: tampered.World) -> None:
     said = sqtool_("verify", world.good, "--require-signature", "--key", f"{world.key}.pub")
     assert said.code == 0
-    assert said.out == "VERIFIED: tiny v2: 12 files, verdict PASS, signature valid\n"
+    assert said.out == "VERIFIED: tiny v2: 14 files, verdict PASS, signature valid\n"
     said = sqtool_("verify", world.good)
     assert said.code == 0
     assert "note: the signature was not checked" in said.out

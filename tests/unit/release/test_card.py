@@ -94,6 +94,34 @@ def test_card_says_what_the_calibration_covers(case: Case, tmp_path: Path) -> No
     assert "<b>" not in text.replace("\\<b\\>", "")
 
 
+def arm(ttft: float, accepted: float | None = None) -> dict[str, Any]:
+    spoken = None if accepted is None else {"mean_acceptance_length": accepted}
+    return {"latency": {"ttft_ms": {"p50": ttft}, "e2e_ms": {"p50": 10.0, "p95": 20.0}}, "speculation": spoken}
+
+
+FOUR = {"baseline": arm(6.8), "quantized": arm(5.5), "speculative": arm(7.0, 3.125), "both": arm(6.0, 2.5)}
+
+
+def test_card_has_the_four_arms(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "speculate.json"
+    path.write_text(json.dumps({"arms": FOUR}))
+    text = (case.published(extras={"speculate.json": path}) / "README.md").read_text()
+    assert "| baseline | - | 6.80 | - | 10.00 | 20.00 | - |" in text
+    assert "| both | - | 6.00 | - | 10.00 | 20.00 | 2.50 |" in text
+    several = {"arms": {name: {"loads": {"c4": one, "c16": one}} for name, one in FOUR.items()}}
+    path.write_text(json.dumps(several))
+    case.recipe_text += "description: several loads\n"
+    text = (case.published(extras={"speculate.json": path}, spec={"version": "v2"}) / "README.md").read_text()
+    assert "| speculative | c16 | 7.00 | - | 10.00 | 20.00 | 3.12 |" in text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"arms": {"both": 1}}', '{"arms": []}'])
+def test_arms_that_cannot_be_read_are_left_out(case: Case, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "speculate.json"
+    path.write_text(text)
+    assert "four arms" not in (case.published(extras={"speculate.json": path}) / "README.md").read_text()
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"verdict": "COVERED", "samples": "many"}'])
 def test_coverage_that_cannot_be_read_is_left_out(case: Case, tmp_path: Path, text: str) -> None:
     path = tmp_path / "coverage.json"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from sqtool.release.spec import SignSpec
 
 from .conftest import Case, check, make_case, messages
 
+ROOT = Path(__file__).parents[3]
 NOTICED_BY = {
     "two shards swapped": "files",
     "a shard of another checkpoint, hashes made to fit": "files",
@@ -200,6 +203,32 @@ def test_manifest_fields_of_other_types_are_findings_not_tracebacks(
     manifest[field] = value
     write_json(place / MANIFEST, manifest)
     assert not check(place, key).ok
+
+
+@pytest.mark.parametrize("part", ["verdict", "recipe"])
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret", "gone", "."])
+def test_nothing_outside_the_release_is_read(case: Case, part: str, name: str) -> None:
+    place = case.published()
+    manifest = json.loads((place / MANIFEST).read_text())
+    manifest[part]["file"] = name
+    manifest["files"].setdefault(name, {"sha256": "0", "size": 0})
+    write_json(place / MANIFEST, manifest)
+    found = check(place)
+    assert not found.ok
+    assert not any("root:" in message for message in messages(found))
+
+
+def test_torch_is_not_imported(case: Case, key: Path) -> None:
+    """Neither by what signs, nor by what writes the card and the bill of materials."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom sqtool.release import attestation, bom, card, publish, upload\n"
+        "from sqtool.release.check import check_release\nfrom sqtool.release.signing import Trust\n"
+        "import cyclonedx.output.json, huggingface_hub, fsspec, model_signing.signing, sigstore.sign\n"
+        f"found = check_release(Path({str(case.published(key=key))!r}), trust=Trust(Path({str(key) + '.pub'!r})))\n"
+        "sys.exit(str(found.findings) if found.findings else int('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_links_are_never_followed_out(case: Case, tmp_path: Path) -> None:
