@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqtool.cli.options import Settings
@@ -22,10 +23,30 @@ def load_job(terminal: Terminal, recipe: str) -> Job:
     return job_of(loaded, terminal.progress)
 
 
-def run_recipe(settings: Settings, recipe: str, *, until: str | None, force: Sequence[str], wait: bool) -> int:
-    """Run a recipe up to `until` and show the outcome; the exit code."""
+def run_recipe(
+    settings: Settings,
+    recipe: str,
+    *,
+    until: str | None,
+    force: Sequence[str],
+    wait: bool,
+    sign_key: Path | None = None,
+) -> int:
+    """Run a recipe up to `until` and show the outcome; the exit code. `sign_key` goes before the recipe's own."""
     with Terminal(settings) as terminal:
-        return run_job(terminal, load_job(terminal, recipe), until=until, force=force, wait=wait)
+        job = load_job(terminal, recipe)
+        if sign_key is not None:
+            job = _signed_with(job, sign_key.resolve())
+        return run_job(terminal, job, until=until, force=force, wait=wait)
+
+
+def _signed_with(job: Job, key: Path) -> Job:
+    import dataclasses
+
+    from sqtool.release.spec import SignSpec
+
+    section = job.sections["release"].model_copy(update={"sign": SignSpec(key=str(key))})
+    return dataclasses.replace(job, sections={**job.sections, "release": section})
 
 
 def run_job(terminal: Terminal, job: Job, *, until: str | None, force: Sequence[str], wait: bool) -> int:

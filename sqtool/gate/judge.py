@@ -96,7 +96,8 @@ def judge(
             try:
                 entries.append(_entry(spec, tasks, name, diagnostic(name)))
             except DataError as error:  # nobody asked for this metric, so it does not stop the gate
-                notes.append(f"metric {name} is not compared: {error.message}")
+                # Without the file's place, which differs where the verdict is computed again.
+                notes.append(f"metric {name} is not compared: {error.message.removeprefix(f'{error.path}: ')}")
     not_measured = tuple(name for name in spec.gated if task_of(name) not in tasks)
     _check_stop(spec, tasks, entries, not_measured, candidate)
     slices = [part for entry in entries if entry.gated for part in _slices(spec, entry)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqtool.errors import InfrastructureError, SqtoolError
+from sqtool.pipeline import seal
 from sqtool.pipeline.digest import FileDigests, code_digest, digest_of, tool_version, what_changed
 from sqtool.pipeline.job import Job
 from sqtool.pipeline.timing import Guess, Timings
@@ -131,6 +132,11 @@ class _Planner:
         folder = shared if stage.shared else self.run.stage(stage.name)
         result = read_result(folder)
         why = self.why_run(stage, parts, digest, result, inputs)
+        if stage.shared and not why and result is not None:
+            try:
+                seal.check(folder, result, seal.key_of(), self.progress)
+            except SqtoolError as error:
+                self.problem(error)
         if not why:
             assert result is not None
             shown = self.details(stage, spec, inputs)

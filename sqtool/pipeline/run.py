@@ -29,6 +29,7 @@ from sqtool.errors import (
     UsageError,
 )
 from sqtool.files import write_json, write_text
+from sqtool.pipeline import seal
 from sqtool.pipeline.job import Job
 from sqtool.pipeline.plan import Plan, Step, hook, make_plan
 from sqtool.pipeline.timing import Timings
@@ -208,6 +209,7 @@ class _Runner:
         with locked(lock, what=what, wait=True, waiting=self.progress.note):
             made = read_result(step.folder)
             if step.why != "forced" and made is not None and made.get("digest") == step.digest:
+                seal.check(step.folder, made, seal.key_of(), self.progress)
                 self.results[step.stage.name] = made
                 record.state, record.why, record.seconds = "cached", "made by another run", made.get("seconds")
                 self.progress.note(f"{step.stage.name}: reused")
@@ -248,6 +250,8 @@ class _Runner:
                 "summary": result.summary,
                 "parts": dict(step.parts),
             }
+            if step.stage.shared:
+                value = seal.sealed(out, value, seal.key_of())
             commit(step.folder, value)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             record.state = "cancelled" if isinstance(error, KeyboardInterrupt | CancelledError) else "failed"

@@ -9,12 +9,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqtool.release.card_parts import arms_section, checking_section, coverage_section, front_matter, limits_section
 from sqtool.release.speculation_card import speculation_section
+from sqtool.report.markdown import code
 
 if TYPE_CHECKING:
     from sqtool.gate.verdict import MetricVerdict, Verdict
 
-
+COVERAGE, ARMS = "coverage.json", "speculate.json"
 SERVE_FLAGS = (
     "--dtype",
     "--kv-cache-dtype",
@@ -35,7 +37,6 @@ HEAD = (
     "| metric | items | baseline | candidate | difference | interval | margin | verdict |\n"
     "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
 )
-BOUND = "The verdict holds for this engine, device class and these settings, on traffic like the items."
 
 
 def quantization(checkpoint: Path) -> dict[str, Any]:
@@ -63,11 +64,6 @@ def _group(group: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _yaml(values: Mapping[str, Any]) -> str:
-    """Front matter; JSON scalars and lists are YAML too, so no value can break out of its line."""
-    return "".join(f"{k}: {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items() if v)
-
-
 def _row(metric: MetricVerdict) -> str:
     cells = [
         metric.name if metric.gated else f"{metric.name} (diagnostic)",
@@ -90,46 +86,63 @@ def model_card(
     verdict: Verdict,
     provenance: Mapping[str, Any],
     files: Sequence[str],
+    signed: bool = False,
 ) -> str:
-    """The card's text. `files` are the names in the release beside the checkpoint's own.
+    """The card's text. `checkpoint` is the folder of the release, `files` are the names in it beside the checkpoint's.
 
-    Used from `provenance` where given: `model` (the baseline as the recipe names it), `seed`, `serve_flags`.
+    Used from `provenance` where given: `model` (the baseline as the recipe names it), `seed`, `serve_flags`. Of the
+    further files coverage.json and speculate.json have sections of their own.
     """
     base = str(provenance.get("model") or "")
     scheme = quantization(checkpoint)
-    front = _yaml(
-        {
-            "library_name": "transformers",
-            "pipeline_tag": "text-generation",
-            # A hub resolves ids only; a local folder is named in the text instead.
-            "base_model": base if _hub_id(base) else "",
-            "base_model_relation": "quantized" if _hub_id(base) else "",
-            "tags": ["vllm", "quantized", *([str(scheme["method"])] if scheme else []), "sqtool"],
-        }
-    )
-    of_base = f" of `{base}`" if base else ""
     flags = [str(flag) for flag in provenance.get("serve_flags") or serve_flags(verdict.bindings)]
+    hub = base if _hub_id(base) else ""
     parts = [
-        f"---\n{front}---\n# {name} {version}",
-        f"A quantized checkpoint{of_base}, released by sqtool after its gate said **{verdict.outcome}**.",
+        f"---\n{front_matter(name, verdict, base_model=hub, method=scheme.get('method'))}\n---\n# {name} {version}",
+        _summary(base, verdict),
+        _quantization(scheme),
+        f"## Serving\n\nIn this folder:\n\n```bash\n{shlex.join(['vllm', 'serve', '.', *flags])}\n```",
+        speculation_section(provenance.get("speculation"), ["vllm", "serve", ".", *flags]),
+        _results(verdict),
+        arms_section(checkpoint / ARMS) if ARMS in files else "",
+        coverage_section(checkpoint / COVERAGE) if COVERAGE in files else "",
+        _measured_with(verdict, provenance),
+        limits_section(verdict, base),
+        checking_section(signed=signed),
+        _files(files),
     ]
-    if verdict.outcome != "PASS":
-        parts.append(ALLOWED)
-    if scheme:
-        groups = "".join(f"\n- {group}" for group in scheme["groups"] if group)
-        parts.append(f"## Quantization\n\n`{scheme['method']}`, format `{scheme['format']}`:\n{groups}")
-    parts.append(f"## Serving\n\nIn this folder:\n\n```bash\n{shlex.join(['vllm', 'serve', '.', *flags])}\n```")
-    parts += filter(None, [speculation_section(provenance.get("speculation"), ["vllm", "serve", ".", *flags])])
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _summary(base: str, verdict: Verdict) -> str:
+    of_base = f" of {code(base)}" if base else ""
+    text = f"A quantized checkpoint{of_base}, released by sqtool after its gate said **{verdict.outcome}**."
+    return text if verdict.outcome == "PASS" else f"{text}\n\n{ALLOWED}"
+
+
+def _quantization(scheme: Mapping[str, Any]) -> str:
+    if not scheme:
+        return ""
+    groups = "".join(f"\n- {group}" for group in scheme["groups"] if group)
+    return f"## Quantization\n\n`{scheme['method']}`, format `{scheme['format']}`:\n{groups}"
+
+
+def _results(verdict: Verdict) -> str:
     rows = "\n".join(_row(m) for m in (*verdict.metrics, *verdict.slices))
-    parts.append(f"## Results\n\n{RESULTS.format(percent=100 * (1 - 2 * verdict.alpha))}\n\n{HEAD}\n{rows}")
+    return f"## Results\n\n{RESULTS.format(percent=100 * (1 - 2 * verdict.alpha))}\n\n{HEAD}\n{rows}"
+
+
+def _measured_with(verdict: Verdict, provenance: Mapping[str, Any]) -> str:
     facts = [f"- {key.replace('_', ' ')}: {_plain(value)}" for key, value in _measured(verdict.bindings).items()]
     facts += [f"- {key} at release: {_plain(provenance[key])}" for key in ("versions", "hardware") if key in provenance]
     if provenance.get("seed") is not None:
         facts.append(f"- seed: {provenance['seed']}")
-    parts.append("## Measured with\n\n" + "\n".join(facts) + f"\n\n{BOUND}")
+    return "## Measured with\n\n" + "\n".join(facts)
+
+
+def _files(files: Sequence[str]) -> str:
     listed = "\n".join(f"- {file}" for file in sorted(files))
-    parts.append(f"## Files\n\nMANIFEST.json lists every file with its sha256. Beside the checkpoint:\n\n{listed}")
-    return "\n\n".join(parts) + "\n"
+    return f"## Files\n\nMANIFEST.json lists every file with its sha256. Beside the checkpoint:\n\n{listed}"
 
 
 def serve_flags(bindings: Mapping[str, Any]) -> list[str]:

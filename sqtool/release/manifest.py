@@ -12,10 +12,15 @@ from typing import Any
 
 from sqtool.errors import DataError
 
-SCHEMA = "sqtool.manifest/1"
+SCHEMA = "sqtool.manifest/2"
 MANIFEST = "MANIFEST.json"
 ORIGINAL = "original"
 CHUNK = 8 << 20
+SIGNATURE, ATTESTATION = "model.sig", "attestation.intoto.json"
+UNLISTED = (SIGNATURE, ATTESTATION)
+"""Files of a signed release that speak of the manifest, and so are not in it."""
+FETCHED = (".git", ".gitattributes", ".cache/huggingface")
+"""What git and huggingface_hub put beside the files that they fetch: no loader reads it, no signature covers it."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,10 @@ def unsafe(name: str) -> bool:
     return not name or path.is_absolute() or ".." in path.parts or str(path) != name or "\0" in name or "\\" in name
 
 
+def _fetched(name: str) -> bool:
+    return any(name == place or name.startswith(place + "/") for place in FETCHED)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """A release's MANIFEST.json; `DataError` when it is missing or is none."""
     path = folder / MANIFEST
@@ -125,7 +134,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def verify_manifest(folder: Path) -> list[str]:
     """Every difference between a release folder and its MANIFEST.json, one sentence each; empty when it is intact.
 
-    Each file that changed, is missing or is extra; hidden files and links count as extra. The checkpoint's digest is
+    Each file that changed, is missing or is extra; hidden files and links count as extra, but for what git and
+    huggingface_hub put beside a download. The checkpoint's digest is
     taken anew over its files, so a manifest that was rewritten to fit other weights differs from the verdict.
     """
     try:
@@ -151,11 +161,12 @@ def verify_manifest(folder: Path) -> list[str]:
             actual[name] = hashlib.file_digest(handle, "sha256").hexdigest()
         if actual[name] != entry["sha256"]:
             problems.append(f"{name}: changed (sha256 {actual[name]}, was {entry['sha256']})")
+    allowed = {MANIFEST, *(UNLISTED if manifest.get("signing") else ())}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_dir() and not path.is_symlink():
             continue
-        if name != MANIFEST and name not in listed:
+        if name not in allowed and name not in listed and not _fetched(name):
             problems.append(f"{name}: extra")
     if not problems:
         problems = _verify_bindings(manifest, folder, actual)

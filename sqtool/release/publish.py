@@ -18,12 +18,16 @@ from typing import TYPE_CHECKING, Any
 from sqtool.errors import DataError, InfrastructureError, UsageError
 from sqtool.files import canonical_json, sha256_text
 from sqtool.progress import SILENT, Progress
-from sqtool.release import staging
+from sqtool.release import history, staging
+from sqtool.release.attestation import write_attestation
+from sqtool.release.bom import BOM, ml_bom
 from sqtool.release.card import model_card, serve_flags
+from sqtool.release.evidence import EVIDENCE, RESULT_FILE, check_copied, evidence_files, found_differences
 from sqtool.release.manifest import (
     MANIFEST,
     ORIGINAL,
     SCHEMA,
+    UNLISTED,
     Entry,
     checkpoint_digest,
     checkpoint_files,
@@ -34,13 +38,16 @@ from sqtool.release.manifest import (
     write_file,
 )
 from sqtool.release.provenance import collect
+from sqtool.release.signing import Signer, sign_folder, signer_of
 from sqtool.release.spec import ReleaseSpec
-from sqtool.release.verdict import CANDIDATE_DIGEST, RERUN, Records, bound_digest, read_accepted
+from sqtool.release.verdict import CANDIDATE_DIGEST, RERUN, Records, bound_digest, check_rules, read_accepted
 
 if TYPE_CHECKING:
     from sqtool.gate.verdict import Verdict
 
 CARD, RECIPE, VERDICT = "README.md", "RECIPE.yaml", "verdict.json"
+OWN = (MANIFEST, CARD, RECIPE, VERDICT, BOM, *UNLISTED)
+"""Names that a release gives to its own files."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +60,22 @@ class _Order:
     measured: str
     verdict: Verdict
     verdict_text: str
-    computed_again: bool
+    records: Records | None
     recipe_text: str
     extras: dict[str, Path]
+    signer: Signer | None
     speculation: Mapping[str, Any] | None
 
     @property
     def content(self) -> str:
-        """Digest of what makes two publications the same: checkpoint, recipe, verdict, and whether speculation is
-        approved (the card says so)."""
+        """Digest of what makes two publications the same: checkpoint, recipe, verdict, who signs, and whether
+        speculation is approved (the card says so)."""
         parts: list[Any] = [self.measured, sha256_text(self.recipe_text), sha256_text(self.verdict_text)]
-        return sha256_text(canonical_json([*parts, *([self.speculation] if self.speculation else [])]))
+        if self.signer:
+            parts.append({"signer": self.signer.identity})
+        if self.speculation:
+            parts.append({"speculation": self.speculation})
+        return sha256_text(canonical_json(parts))
 
 
 def publish(
@@ -77,26 +89,36 @@ def publish(
     provenance: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
     records: Records | None = None,
+    rules: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Publish `checkpoint` as `<spec.to>/<spec.name>/<version>/` and point `<spec.to>/<spec.name>/latest` to it.
+
+    A destination that is no folder gets a copy of the release that is built in the project, and the upload is done only
+    when its hashes were read back.
 
     `verdict` is the gate's verdict.json; its bindings must hold, under `candidate_digest`, the `digest_folder` of the
     checkpoint that was measured. `extras` (name in the release -> file, such as report.md and speculate.json) go in
     too. `provenance` (model, seed, serve_flags, anything JSON-able) goes into MANIFEST.json, over what is found out
     here: versions, hardware, git commit. `records` are the (baseline, candidate, control) records that the verdict
-    rests on; when given, the verdict is computed again and must be the same text.
+    rests on; when given, the verdict is computed again and must be the same text. `rules` is the recipe's gate section
+    as understood; when given, it must be what the verdict was judged by.
 
     Publishing the same checkpoint, recipe and verdict again finds the release that exists (`reused`), with the extras
     of its first publication; `latest` then moves only if it does not point to a newer one.
 
     Returns name, version, path and latest (relative to `root` where below it), serve (the command that serves it as
-    it was measured), checkpoint_digest, manifest_sha256, files, bytes, reused. Raises `RegressedError` or
+    it was measured), checkpoint_digest, manifest_sha256, files, bytes, reused, signed, and `uploaded` (its URL) where
+    it went elsewhere. Raises `RegressedError` or
     `InconclusiveError` for a verdict that does not allow it; `DataError` when verdict and checkpoint do not belong
     together or either was tampered with; `UsageError` when the version exists with other content;
     `InfrastructureError` when the disk is full or an existing release is damaged.
     """
-    order = _check(spec, checkpoint, verdict, recipe_text, extras or {}, records, (provenance or {}).get("speculation"))
-    to = root / spec.to
+    signer = signer_of(spec.sign, root)
+    if signer is None:
+        progress.note("release: not signed (`sqtool keygen` makes a key, `release: {sign: {key: PATH}}` uses it)")
+    speculation = (provenance or {}).get("speculation")
+    order = _check(spec, checkpoint, verdict, recipe_text, extras or {}, records, rules, signer, speculation)
+    to = root / spec.folder
     try:
         to.mkdir(parents=True, exist_ok=True)
         with staging.alone(to, spec.name, progress):
@@ -109,9 +131,15 @@ def publish(
             else:
                 version = spec.version or f"{datetime.now(UTC):%Y-%m-%d}-{order.content[:8]}"
                 with staging.building(to, spec.name) as folder:
-                    _build(order, folder / version, {**collect(root), **(provenance or {})}, progress)
+                    facts = {**collect(root), **(provenance or {})}
+                    _build(order, folder / version, history.next_sequence(to / spec.name), facts, progress)
                     staging.appear(folder, to, spec.name, version)
-            return _result(root, to / spec.name, version, reused=reused)
+            result = _result(root, to / spec.name, version, reused=reused)
+            if spec.elsewhere is not None:
+                from sqtool.release.upload import upload
+
+                result["uploaded"] = upload(spec, to / spec.name / version, progress)
+            return result
     except OSError as error:
         remedy = "Free some space and run again." if error.errno == errno.ENOSPC else ""
         raise InfrastructureError(f"cannot publish to {to}: {error}", remedy=remedy) from error
@@ -124,6 +152,8 @@ def _check(
     recipe_text: str,
     extras: Mapping[str, Path],
     records: Records | None,
+    rules: Mapping[str, Any] | None,
+    signer: Signer | None,
     speculation: Mapping[str, Any] | None,
 ) -> _Order:
     if not spec.name:
@@ -135,12 +165,14 @@ def _check(
     except UnicodeDecodeError:
         raise DataError(verdict, "not UTF-8 text") from None
     judged = read_accepted(verdict, text, records=records)
+    if rules is not None:
+        check_rules(verdict, judged, rules)
     measured = bound_digest({"bindings": judged.bindings})
     if measured is None:
         field = f"bindings.{CANDIDATE_DIGEST}"
         raise DataError(verdict, "does not say which checkpoint was measured", field=field, remedy=RERUN)
     for name, path in extras.items():
-        if unsafe(name) or name.startswith(".") or name in (MANIFEST, CARD, RECIPE, VERDICT):
+        if unsafe(name) or name.startswith((".", f"{EVIDENCE}/")) or name in OWN:
             raise UsageError(f"{name!r} cannot be the name of a further file in a release")
         if not path.is_file():
             raise DataError(path, f"no such file, and the release is to hold it as {name}")
@@ -151,9 +183,10 @@ def _check(
         measured=measured,
         verdict=judged,
         verdict_text=text,
-        computed_again=records is not None,
+        records=records,
         recipe_text=recipe_text,
         extras=dict(extras),
+        signer=signer,
         speculation=speculation,
     )
 
@@ -187,24 +220,10 @@ def _existing(order: _Order, home: Path) -> str | None:
     return None
 
 
-def _build(order: _Order, place: Path, provenance: Mapping[str, Any], progress: Progress) -> None:
+def _build(order: _Order, place: Path, sequence: int, provenance: Mapping[str, Any], progress: Progress) -> None:
     """Fill `place`; `DataError` when what was copied is not what was measured."""
     place.mkdir()
-    taken = {name.casefold() for name in (MANIFEST, CARD, RECIPE, VERDICT, *order.extras)}
-    files: dict[str, Entry] = {}
-    mapping: dict[str, str] = {}
-    total = sum(path.stat().st_size for path in order.sources.values())
-    with progress.task("release: copy", total=total) as task:
-        for name, source in order.sources.items():
-            stored = name
-            # A checkpoint may bring its own README.md or recipe.yaml; both are kept, and no two names differ only in
-            # case, which some file systems cannot hold.
-            while stored.casefold() in taken:
-                stored = f"{ORIGINAL}/{stored}"
-            taken.add(stored.casefold())
-            files[stored] = copy_file(source, place / stored)
-            mapping[name] = stored
-            task.advance(files[stored].size)
+    files, mapping = _copy_checkpoint(order, place, progress)
     digest = checkpoint_digest({name: files[stored].sha256 for name, stored in mapping.items()})
     if digest != order.measured:
         raise DataError(
@@ -213,50 +232,116 @@ def _build(order: _Order, place: Path, provenance: Mapping[str, Any], progress: 
             f"{order.measured}",
             remedy="Run `sqtool quantize` again: it measures the checkpoint as it is now.",
         )
+    weights = {stored: files[stored] for stored in mapping.values()}
     for name, source in order.extras.items():
         files[name] = copy_file(source, place / name)
+    evidence = _copy_evidence(order, place)
+    files |= evidence
     files[RECIPE] = write_file(place / RECIPE, order.recipe_text)
     files[VERDICT] = write_file(place / VERDICT, order.verdict_text)
+    name, created = order.spec.name, datetime.now(UTC).replace(microsecond=0).isoformat()
+    bom = ml_bom(
+        name=name,
+        version=place.name,
+        created=created,
+        content=order.content,
+        files=weights,
+        digest=digest,
+        config=_config(place),
+        verdict=order.verdict,
+        provenance=provenance,
+    )
+    files[BOM] = write_file(place / BOM, bom)
     card = model_card(
-        name=order.spec.name,
+        name=name,
         version=place.name,
         checkpoint=place,
         verdict=order.verdict,
         provenance=provenance,
-        files=[RECIPE, VERDICT, *order.extras],
+        files=[RECIPE, VERDICT, BOM, *order.extras, *([f"{EVIDENCE}/"] if evidence else [])],
+        signed=order.signer is not None,
     )
     files[CARD] = write_file(place / CARD, card)
     manifest = {
         "schema": SCHEMA,
-        "name": order.spec.name,
+        "name": name,
         "version": place.name,
-        "created": datetime.now(UTC).isoformat(),
+        "sequence": sequence,
+        "created": created,
         "content": order.content,
         "checkpoint": {"digest": digest, "files": mapping},
+        "digests": {
+            **provenance.get("digests", {}),
+            "checkpoint": digest,
+            "recipe": files[RECIPE].sha256,
+            "verdict": files[VERDICT].sha256,
+        },
         "recipe": {"file": RECIPE, "sha256": files[RECIPE].sha256},
         "verdict": {
             "file": VERDICT,
             "sha256": files[VERDICT].sha256,
             "outcome": order.verdict.outcome,
-            "computed_again": order.computed_again,
+            "computed_again": order.records is not None,
+            "evidence": bool(evidence),
         },
+        "signing": order.signer.identity if order.signer else None,
         "files": {name: asdict(entry) for name, entry in sorted(files.items())},
-        "provenance": dict(provenance),
+        "provenance": {key: value for key, value in provenance.items() if key != "digests"},
     }
     write_file(place / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    if order.signer is not None:
+        with progress.task("release: sign"):
+            write_attestation(place, manifest, json.loads(order.verdict_text), order.signer)
+            sign_folder(place, order.signer)  # last, because it covers everything
+
+
+def _copy_checkpoint(order: _Order, place: Path, progress: Progress) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Copy the checkpoint; what was copied (by name in the release), and that name of each of its files."""
+    taken = {name.casefold() for name in (*OWN, *order.extras)}
+    files: dict[str, Entry] = {}
+    mapping: dict[str, str] = {}
+    total = sum(path.stat().st_size for path in order.sources.values())
+    with progress.task("release: copy", total=total) as task:
+        for name, source in order.sources.items():
+            stored = name
+            # A checkpoint may bring its own README.md or recipe.yaml; both are kept, and no two names differ only in
+            # case, which some file systems cannot hold.
+            while stored.casefold() in taken or stored.casefold().startswith(f"{EVIDENCE}/"):
+                stored = f"{ORIGINAL}/{stored}"
+            taken.add(stored.casefold())
+            files[stored] = copy_file(source, place / stored)
+            mapping[name] = stored
+            task.advance(files[stored].size)
+    return files, mapping
+
+
+def _copy_evidence(order: _Order, place: Path) -> dict[str, Entry]:
+    """Copy the records that the verdict rests on, unless the recipe keeps them back."""
+    if order.records is None or not order.spec.evidence:
+        return {}
+    found = {name: copy_file(source, place / name) for name, source in evidence_files(order.records).items()}
+    check_copied(order.records[1], order.verdict, {name: entry.sha256 for name, entry in found.items()})
+    found[RESULT_FILE] = write_file(place / RESULT_FILE, found_differences(order.records, order.verdict))
+    return found
+
+
+def _config(place: Path) -> dict[str, Any]:
+    """The checkpoint's config.json; empty when it has none."""
+    try:
+        value = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _repoint(home: Path, name: str, version: str) -> None:
-    """Let `latest` point to `version`, unless it points to a release that was made later."""
+    """Let `latest` point to `version`, unless a later release has it, or a rollback took it away."""
     latest = staging.latest_version(home)
-    if latest is None:
-        staging.point_latest(home, name, version)
-        return
-    try:
-        newest = str(read_manifest(home / latest).get("created", ""))
-    except DataError:
-        newest = ""
-    if latest != version and str(read_manifest(home / version)["created"]) >= newest:
+    if latest is None or (
+        latest != version
+        and version not in history.withdrawn(home)
+        and history.sequence_of(home / version) > history.sequence_of(home / latest)
+    ):
         staging.point_latest(home, name, version)
 
 
@@ -265,6 +350,7 @@ def _result(root: Path, home: Path, version: str, *, reused: bool) -> dict[str, 
     manifest_text = (place / MANIFEST).read_text(encoding="utf-8")
     manifest = json.loads(manifest_text)
     bindings = json.loads((place / VERDICT).read_text(encoding="utf-8"))["bindings"]
+    files = [path for path in place.rglob("*") if path.is_file()]
 
     def shown(path: Path) -> str:
         return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
@@ -277,7 +363,8 @@ def _result(root: Path, home: Path, version: str, *, reused: bool) -> dict[str, 
         "serve": shlex.join(["vllm", "serve", shown(place), *serve_flags(bindings)]),
         "checkpoint_digest": manifest["checkpoint"]["digest"],
         "manifest_sha256": sha256_text(manifest_text),
-        "files": len(manifest["files"]) + 1,
-        "bytes": sum(e["size"] for e in manifest["files"].values()) + len(manifest_text.encode()),
+        "files": len(files),
+        "bytes": sum(path.stat().st_size for path in files),
         "reused": reused,
+        "signed": manifest["signing"] is not None,
     }

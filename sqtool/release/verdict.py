@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,19 @@ def read_accepted(path: Path, text: str, *, records: Records | None = None) -> V
             remedy="Measure more items, or accept the risk with `gate: {inconclusive: allow}`.",
         )
     return verdict
+
+
+def check_rules(path: Path, verdict: Verdict, rules: Mapping[str, Any]) -> None:
+    """`DataError` unless the verdict was judged by `rules`, the recipe's gate section."""
+    from sqtool.gate.spec import GateSpec
+
+    wanted = GateSpec.model_validate(rules).model_dump(mode="json")
+    differ = sorted(key for key in {**wanted, **verdict.spec} if wanted.get(key) != verdict.spec.get(key))
+    if differ:
+        named = ", ".join(f"gate.{key}" for key in differ)
+        raise DataError(
+            path, f"was not judged by this recipe: {named} changed since", remedy="Run `sqtool quantize` again."
+        )
 
 
 def _contradictions(verdict: Verdict) -> list[str]:

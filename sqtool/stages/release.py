@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sqtool.errors import SqtoolError
 from sqtool.files import canonical_json, read_json, write_text
 from sqtool.release.spec import ReleaseSpec
 from sqtool.release.speculation_card import facts_of, speculative_words
+from sqtool.runfolder import read_result
 from sqtool.stages.baseline import RECORDS
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.gate import VERDICT
@@ -39,7 +42,10 @@ def run(spec: ReleaseSpec, inputs: Inputs, out: Path) -> StageResult:
         provenance={
             "recipe": inputs.recipe["name"],
             "seed": inputs.seed,
+            "seeds": {"recipe": inputs.seed, **seeds(inputs.recipe["resolved"])},
             "model": str(inputs.recipe["model"]),
+            "trust_remote_code": inputs.trust_remote_code,
+            "digests": digests(inputs),
             **({"speculation": speculation} if speculation else {}),
         },
         progress=inputs.progress,
@@ -48,6 +54,7 @@ def run(spec: ReleaseSpec, inputs: Inputs, out: Path) -> StageResult:
             inputs.folders["evaluate"] / RECORDS,
             inputs.folders["control"] / RECORDS if "control" in inputs.folders else None,
         ),
+        rules=inputs.recipe["resolved"].get("gate"),
     )
     words = speculative_words(speculation)
     if words:
@@ -71,10 +78,50 @@ def _drafter(verdict: dict[str, Any], inputs: Inputs) -> Path | None:
     return inputs.root / own if own and verdict.get("method") != "ngram" else inputs.draft
 
 
+def digests(inputs: Inputs) -> dict[str, Any]:
+    """Of what the release was made from: `model` (the baseline's folder) and `data` (sha256 of each data file that a
+    stage read), as these stages recorded them."""
+    model, data = "", {}
+    for name in ("calibrate", "quantize", "baseline", "evaluate"):
+        result = read_result(inputs.folders[name]) if name in inputs.folders else None
+        parts = result.get("parts", {}) if result is not None else {}
+        model = model or parts.get("content", {}).get("model", "")
+        for path, digest in parts.get("data", {}).items():
+            # Where somebody's files lie is nobody else's business.
+            data[Path(path).name if Path(path).is_absolute() else path] = digest
+    return {**({"model": model} if model else {}), "data": data}
+
+
+def seeds(resolved: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every seed in a resolved recipe below its top level, by its dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in resolved.items():
+        if isinstance(value, Mapping):
+            found |= seeds(value, f"{prefix}{key}.")
+        elif key == "seed" and prefix and value is not None:
+            found[prefix + key] = value
+    return found
+
+
+def fingerprint(spec: ReleaseSpec, inputs: Inputs) -> dict[str, Any]:
+    """Who would sign: another key makes another release."""
+    from sqtool.release.signing import signer_of
+
+    try:
+        signer = signer_of(spec.sign, inputs.root)
+    except SqtoolError as error:
+        return {"signer": error.message}
+    return {"signer": signer.identity if signer else "none"}
+
+
 def stale(summary: dict[str, Any], inputs: Inputs) -> str:
     path = summary.get("path", "")
     return "" if (inputs.root / path / "MANIFEST.json").is_file() else f"the release {path} is gone"
 
 
-def preflight(_spec: ReleaseSpec, _inputs: Inputs) -> Estimate:
+def preflight(spec: ReleaseSpec, inputs: Inputs) -> Estimate:
+    """Raises for a key that cannot sign: in the end there would be a checkpoint and no release."""
+    from sqtool.release.signing import signer_of
+
+    signer_of(spec.sign, inputs.root)
     return Estimate(2.0, rule="copies the checkpoint")

@@ -83,6 +83,8 @@ def test_a_checkpoint_within_the_margins_is_released(project: Path, passed: subp
     folder = next(p for p in releases.iterdir() if p.is_dir() and not p.is_symlink())
     names = {p.name for p in folder.iterdir()}
     assert {"MANIFEST.json", "config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
+    verified = sqtool(project, "verify", str(folder))
+    assert verified.returncode == 0, verified.stdout + verified.stderr
     report = (project / "artifacts" / "runs" / "passes" / "report.md").read_text()
     assert "recall.exact_match" in report
 

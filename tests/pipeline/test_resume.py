@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from sqtool.errors import UsageError
+from sqtool.files import write_json
 from sqtool.pipeline import make_plan, run
 from sqtool.pipeline.digest import code_digest
-from sqtool.runfolder import RESULT, RunFolder, read_result
+from sqtool.runfolder import CACHE, RESULT, RunFolder, read_result
 from tests.pipeline.fakes import STAGES, FakeSpec, calls, make_job
 
 ALL = [stage.name for stage in STAGES]
@@ -138,6 +139,44 @@ def test_a_broken_result_is_not_done(tmp_path: Path) -> None:
     run(make_job(tmp_path), stages=STAGES)
     (RunFolder.of(tmp_path, "run").stage("gate") / RESULT).write_text('{"digest": ')
     assert whys(tmp_path)["gate"] == "not done yet"
+
+
+def test_a_shared_folder_that_was_touched_is_not_used(tmp_path: Path) -> None:
+    assert run(make_job(tmp_path), stages=STAGES).exit_code == 0
+    (shared,) = (tmp_path / CACHE).glob("baseline-*/")
+    (shared / "out-0.txt").write_text("better answers")
+    again(tmp_path)
+    refused = run(make_job(tmp_path), stages=STAGES)
+    assert refused.exit_code == 4
+    assert refused.error is not None
+    assert "out-0.txt was changed since it was measured" in refused.error.message
+    assert "`--force baseline`" in refused.error.remedy
+    assert calls(tmp_path) == [], "nothing is measured against it"
+    assert run(make_job(tmp_path), stages=STAGES, force=["baseline"]).exit_code == 0
+    assert run(make_job(tmp_path), stages=STAGES).exit_code == 0
+
+
+def test_a_shared_folder_without_an_integrity_record_is_not_used(tmp_path: Path) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    (shared,) = (tmp_path / CACHE).glob("baseline-*/")
+    result = read_result(shared)
+    assert result is not None
+    write_json(shared / RESULT, {k: v for k, v in result.items() if k not in ("files", "seal")})
+    refused = run(make_job(tmp_path), stages=STAGES)
+    assert refused.exit_code == 4
+    assert "has no integrity record" in str(refused.error)
+
+
+def test_with_a_key_what_others_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    monkeypatch.setenv("SQTOOL_CACHE_KEY", "k" * 32)
+    assert "is not signed" in str(run(make_job(tmp_path), stages=STAGES).error)
+    assert run(make_job(tmp_path), stages=STAGES, force=["baseline"]).exit_code == 0
+    assert run(make_job(tmp_path), stages=STAGES).exit_code == 0
+    monkeypatch.setenv("SQTOOL_CACHE_KEY", "o" * 32)
+    assert "was not signed with the key" in str(run(make_job(tmp_path), stages=STAGES).error)
+    monkeypatch.setenv("SQTOOL_CACHE_KEY", "short")
+    assert "at least 16" in str(run(make_job(tmp_path), stages=STAGES).error)
 
 
 def test_a_result_may_no_longer_hold(tmp_path: Path) -> None:

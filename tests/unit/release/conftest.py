@@ -10,13 +10,21 @@ from typing import Any
 
 import pytest
 
+from sqtool.cli.verify import rules_of
 from sqtool.files import digest_folder
 from sqtool.gate.judge import judge
 from sqtool.gate.spec import GateSpec
+from sqtool.release.check import Checked, check_release
 from sqtool.release.publish import publish
+from sqtool.release.signing import KEY_VARIABLE, PASSWORD_VARIABLE, Trust, make_keys
 from sqtool.release.spec import ReleaseSpec
 
-RECIPE = "name: awq4\nquantize: {methods: [awq]}\n"
+RECIPE = """\
+name: awq4
+model: artifacts/reference/target
+quantize: {methods: [awq]}
+gate: {metrics: {recall.exact_match: 0.02}}
+"""
 CONFIG = {
     "model_type": "llama",
     "quantization_config": {
@@ -72,9 +80,18 @@ class Case:
             "root": self.root,
             "recipe_text": self.recipe_text,
             "extras": {},
-            "provenance": {"model": "artifacts/reference/target", "seed": 0},
+            "provenance": {
+                "model": "artifacts/reference/target",
+                "seed": 0,
+                "digests": {"model": "a" * 64, "data": {"data/calibration.jsonl": "b" * 64}},
+            },
         }
         return publish(spec, **{**arguments, **changes})
+
+    def published(self, *, key: Path | None = None, **changes: Any) -> Path:
+        """The folder of a release that holds its records, signed where a key is given."""
+        spec = {**changes.pop("spec", {}), **({"sign": {"key": str(key)}} if key else {})}
+        return self.root / self.publish(records=self.records, spec=spec, **changes)["path"]
 
     @property
     def releases(self) -> Path:
@@ -107,6 +124,34 @@ def make_case(root: Path, *, wrong: int = 0, items: int = 400, gate: dict[str, A
     verdict = root / "verdict.json"
     verdict.write_text(judge(spec, baseline, candidate, bindings=bindings).to_json())
     return Case(root, checkpoint, verdict, (baseline, candidate, None))
+
+
+def check(folder: Path, key: Path | None = None, **options: Any) -> Checked:
+    """`sqtool verify`, with the public half of `key`."""
+    trust = Trust(key.with_name(key.name + ".pub")) if key else None
+    return check_release(folder, trust=trust, rules_of=rules_of, **options)
+
+
+def messages(found: Checked) -> list[str]:
+    return [f"{finding.check}: {finding.message}" for finding in found.findings]
+
+
+@pytest.fixture(scope="session")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private key; its public half lies beside it."""
+    return make_keys(tmp_path_factory.mktemp("keys") / "release.key")[0]
+
+
+@pytest.fixture(scope="session")
+def other_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Somebody else's."""
+    return make_keys(tmp_path_factory.mktemp("keys") / "other.key")[0]
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (KEY_VARIABLE, PASSWORD_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

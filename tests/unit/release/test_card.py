@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 
 from sqtool.gate.verdict import Verdict
@@ -37,7 +38,14 @@ def front_matter(text: str) -> dict[str, Any]:
 
 def test_card_of_a_hub_model(case: Case) -> None:
     text = card(case, model="meta-llama/Llama-3.2-1B", seed=0, serve_flags=["--tool-call-parser", "hermes"])
-    assert front_matter(text) == {
+    front = front_matter(text)
+    (entry,) = front.pop("model-index")
+    assert entry["name"] == "awq4"
+    (result,) = entry["results"]
+    assert result["dataset"] == {"name": "recall", "type": "recall", "args": {"items": 400}}
+    (metric,) = result["metrics"]
+    assert (metric["type"], metric["value"], metric["args"]["verdict"]) == ("exact_match", 1.0, "PASS")
+    assert front == {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "base_model": "meta-llama/Llama-3.2-1B",
@@ -49,6 +57,81 @@ def test_card_of_a_hub_model(case: Case) -> None:
     assert "| recall.exact_match | 400 | 100.00% | 100.00% | +0.00 points |" in text
     assert "- seed: 0" in text
     assert "- engine: vllm 0.32.0+cpu" in text
+
+
+def test_the_hub_library_reads_the_card_back(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(card(case, model="meta-llama/Llama-3.2-1B"))
+    data = ModelCard.load(path).data
+    assert (data.model_name, data.base_model) == ("awq4", "meta-llama/Llama-3.2-1B")
+    (result,) = data.eval_results
+    assert (result.dataset_type, result.metric_type, result.metric_value) == ("recall", "exact_match", 1.0)
+
+
+def test_card_of_an_unsigned_release_says_so(case: Case, key: Path) -> None:
+    text = (case.published() / "README.md").read_text()
+    assert "**The release is not signed**" in text
+    signed = (case.published(key=key, spec={"version": "v2"}) / "README.md").read_text()
+    assert "not signed" not in signed
+    assert "sqtool verify . --key" in signed
+
+
+COVERED = {
+    "verdict": "COVERED",
+    "samples": 32,
+    "tokens": 4222,
+    "kinds": {"recall": {"samples": 16}, "<b>": {"samples": 16}},
+    "text": {"tools": {"score": 0.913, "threshold": 0.8, "verdict": "COVERED", "against": {"traffic": 0.913}}},
+}
+
+
+def test_card_says_what_the_calibration_covers(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "coverage.json"
+    path.write_text(json.dumps(COVERED))
+    text = (case.published(extras={"coverage.json": path}) / "README.md").read_text()
+    assert "**COVERED**: 32 conversations, 4222 tokens." in text
+    assert "| tools | 0.913 | 0.80 | COVERED | traffic 0.913 |" in text
+    assert "<b>" not in text.replace("\\<b\\>", "")
+
+
+def arm(ttft: float, accepted: float | None = None) -> dict[str, Any]:
+    spoken = None if accepted is None else {"mean_acceptance_length": accepted}
+    return {"latency": {"ttft_ms": {"p50": ttft}, "e2e_ms": {"p50": 10.0, "p95": 20.0}}, "speculation": spoken}
+
+
+FOUR = {"baseline": arm(6.8), "quantized": arm(5.5), "speculative": arm(7.0, 3.125), "both": arm(6.0, 2.5)}
+
+
+def test_card_has_the_four_arms(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "speculate.json"
+    path.write_text(json.dumps({"arms": FOUR}))
+    text = (case.published(extras={"speculate.json": path}) / "README.md").read_text()
+    assert "| baseline | - | 6.80 | - | 10.00 | 20.00 | - |" in text
+    assert "| both | - | 6.00 | - | 10.00 | 20.00 | 2.50 |" in text
+    several = {"arms": {name: {"loads": {"c4": one, "c16": one}} for name, one in FOUR.items()}}
+    path.write_text(json.dumps(several))
+    case.recipe_text += "description: several loads\n"
+    text = (case.published(extras={"speculate.json": path}, spec={"version": "v2"}) / "README.md").read_text()
+    assert "| speculative | c16 | 7.00 | - | 10.00 | 20.00 | 3.12 |" in text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"arms": {"both": 1}}', '{"arms": []}'])
+def test_arms_that_cannot_be_read_are_left_out(case: Case, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "speculate.json"
+    path.write_text(text)
+    assert "four arms" not in (case.published(extras={"speculate.json": path}) / "README.md").read_text()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"verdict": "COVERED", "samples": "many"}'])
+def test_coverage_that_cannot_be_read_is_left_out(case: Case, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "coverage.json"
+    path.write_text(text)
+    assert "## Calibration" not in (case.published(extras={"coverage.json": path}) / "README.md").read_text()
+
+
+def test_limits_name_the_margins(case: Case) -> None:
+    text = card(case)
+    assert "It bounds the loss (margins: 2.00 points on recall.exact_match)" in text
 
 
 def test_serving_uses_the_flags_that_were_measured(case: Case) -> None:
