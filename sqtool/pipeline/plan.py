@@ -15,7 +15,7 @@ from sqtool.pipeline.digest import FileDigests, code_digest, digest_of, tool_ver
 from sqtool.pipeline.job import Job
 from sqtool.pipeline.timing import Guess, Timings
 from sqtool.progress import SILENT, Progress
-from sqtool.runfolder import CACHE, RunFolder, read_result
+from sqtool.runfolder import CACHE, RunFolder, damage, read_result
 from sqtool.spec import Spec
 from sqtool.stages.contract import Estimate, Inputs
 from sqtool.stages.table import STAGES, Stage, stage_named
@@ -100,6 +100,17 @@ def make_plan(
     return Plan(job, tuple(planner.steps.values()), tuple(planner.problems), tuple(sorted(planner.digests.unread)))
 
 
+def require_whole(name: str, folder: Path, result: Mapping[str, Any]) -> None:
+    """`InfrastructureError` for a finished folder that was damaged. One that runs share is not made again in silence:
+    others measured against it."""
+    harmed = damage(folder, result)
+    if harmed:
+        raise InfrastructureError(
+            f"{folder} was damaged after it was made: {harmed}",
+            remedy=f"`--force {name}` makes it again.",
+        )
+
+
 class _Planner:
     def __init__(
         self, job: Job, stages: Sequence[Stage], force: frozenset[str], progress: Progress, largest: int | None
@@ -133,6 +144,11 @@ class _Planner:
         why = self.why_run(stage, parts, digest, result, inputs)
         if not why:
             assert result is not None
+            if stage.shared:
+                try:
+                    require_whole(stage.name, folder, result)
+                except InfrastructureError as error:
+                    self.problem(error)
             shown = self.details(stage, spec, inputs)
             self.steps[stage.name] = Step(
                 stage, "cached", "same inputs as before", spec, inputs, folder, digest, parts, shown, result=result
@@ -227,6 +243,9 @@ class _Planner:
             build = (self.steps[name].result or {}).get("build")
             if result.get("built_from", {}).get(name) != build:
                 return f"{name} was made again since"
+        harmed = "" if stage.shared else damage(self.run.stage(stage.name), result)
+        if harmed:
+            return f"{harmed} since"
         stale = hook(stage, "stale")
         return str(stale(result.get("summary", {}), inputs)) if stale is not None else ""
 

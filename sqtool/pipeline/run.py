@@ -28,9 +28,9 @@ from sqtool.errors import (
     SqtoolError,
     UsageError,
 )
-from sqtool.files import write_json, write_text
+from sqtool.files import remove_temporaries, write_json, write_text
 from sqtool.pipeline.job import Job
-from sqtool.pipeline.plan import Plan, Step, hook, make_plan
+from sqtool.pipeline.plan import Plan, Step, hook, make_plan, require_whole
 from sqtool.pipeline.timing import Timings
 from sqtool.progress import SILENT, Progress
 from sqtool.runfolder import (
@@ -41,6 +41,7 @@ from sqtool.runfolder import (
     begin,
     commit,
     discard,
+    listed,
     locked,
     read_result,
     remove_stage,
@@ -50,6 +51,8 @@ from sqtool.stages.contract import StageResult
 from sqtool.stages.table import STAGES, Stage
 
 FORMAT = 1
+SOMEBODY_WRITES_SECONDS = 3600.0
+"""A temporary file in the cache, which other runs write to as well, is nobody's after this time."""
 BUG = "This is a defect in sqtool or in a library under it; the traceback is in run.log."
 StageState = Literal["cached", "done", "skipped", "failed", "cancelled", "running", "waiting", "not reached"]
 OutcomeName = Literal["released", "passed", "done", "refused", "inconclusive", "failed", "cancelled"]
@@ -144,6 +147,7 @@ class _Runner:
 
     def run(self) -> RunOutcome:
         left = sweep(self.folder.path)
+        remove_temporaries(self.job.root / CACHE, older_than=SOMEBODY_WRITES_SECONDS)
         if left:
             self.progress.note(f"removed what an interrupted run left: {', '.join(left)}")
         error: SqtoolError | None = None
@@ -208,6 +212,7 @@ class _Runner:
         with locked(lock, what=what, wait=True, waiting=self.progress.note):
             made = read_result(step.folder)
             if step.why != "forced" and made is not None and made.get("digest") == step.digest:
+                require_whole(step.stage.name, step.folder, made)
                 self.results[step.stage.name] = made
                 record.state, record.why, record.seconds = "cached", "made by another run", made.get("seconds")
                 self.progress.note(f"{step.stage.name}: reused")
@@ -248,6 +253,7 @@ class _Runner:
                 "summary": result.summary,
                 "parts": dict(step.parts),
             }
+            value = listed(out, value)
             commit(step.folder, value)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             record.state = "cancelled" if isinstance(error, KeyboardInterrupt | CancelledError) else "failed"

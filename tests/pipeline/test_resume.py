@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from sqtool.errors import UsageError
+from sqtool.files import write_json
 from sqtool.pipeline import make_plan, run
 from sqtool.pipeline.digest import code_digest
-from sqtool.runfolder import RESULT, RunFolder, read_result
+from sqtool.runfolder import RESULT, RunFolder, listed, read_result
 from tests.pipeline.fakes import STAGES, FakeSpec, calls, make_job
 
 ALL = [stage.name for stage in STAGES]
@@ -128,8 +129,8 @@ def test_a_dependent_left_from_an_older_build_is_not_reused(tmp_path: Path) -> N
     folder = RunFolder.of(tmp_path, "run").stage("quantize")
     result = read_result(folder)
     assert result is not None
-    text = (folder / RESULT).read_text().replace(result["build"], "0" * 32)
-    (folder / RESULT).write_text(text)
+    del result["check"]
+    write_json(folder / RESULT, listed(folder, {**result, "build": "0" * 32}))
     assert whys(tmp_path)["evaluate"] == "quantize was made again since"
 
 
@@ -137,6 +138,56 @@ def test_a_broken_result_is_not_done(tmp_path: Path) -> None:
     run(make_job(tmp_path), stages=STAGES)
     (RunFolder.of(tmp_path, "run").stage("gate") / RESULT).write_text('{"digest": ')
     assert whys(tmp_path)["gate"] == "not done yet"
+
+
+def flip(path: Path) -> None:
+    """One bit is another one; size and time of change are as before."""
+    state = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.parametrize(("file", "said"), [("out-0.txt", "out-0.txt was changed since"), (RESULT, "changed since")])
+def test_a_damaged_stage_is_made_again(tmp_path: Path, file: str, said: str) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    again(tmp_path)
+    path = RunFolder.of(tmp_path, "run").stage("evaluate") / file
+    before = path.read_text()
+    if file == RESULT:
+        path.write_text(before.replace('"text": ""', '"text": "x"'))
+    else:
+        flip(path)
+    assert whys(tmp_path)["evaluate"].endswith(said)
+    assert run(make_job(tmp_path), stages=STAGES).exit_code == 0
+    assert calls(tmp_path) == ["evaluate", "gate", "release"]
+    assert file == RESULT or path.read_text() == before
+
+
+def test_a_file_that_was_added_or_removed_is_damage_too(tmp_path: Path) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    folder = RunFolder.of(tmp_path, "run").stage("evaluate")
+    (folder / "more.txt").write_text("x")
+    assert whys(tmp_path)["evaluate"] == "more.txt was added since"
+    (folder / "more.txt").unlink()
+    assert whys(tmp_path) == {}
+    (folder / "out-0.txt").unlink()
+    assert whys(tmp_path)["evaluate"] == "out-0.txt is gone since"
+
+
+def test_a_damaged_shared_folder_stops_the_run_and_is_made_again_when_told(tmp_path: Path) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    (folder,) = (tmp_path / "artifacts/cache").glob("baseline-*/")
+    flip(folder / "out-0.txt")
+    again(tmp_path)
+    ended = run(make_job(tmp_path), stages=STAGES)
+    assert (ended.exit_code, calls(tmp_path)) == (4, [])
+    assert ended.error is not None
+    assert "out-0.txt was changed" in ended.error.message
+    assert ended.error.remedy == "`--force baseline` makes it again."
+    assert run(make_job(tmp_path), stages=STAGES, force=["baseline"]).exit_code == 0
+    assert calls(tmp_path) == ["baseline", "evaluate", "gate", "release"]
 
 
 def test_a_result_may_no_longer_hold(tmp_path: Path) -> None:
