@@ -57,6 +57,11 @@ def as_sqtool_error(error: BaseException) -> SqtoolError:
         return disk_full(error)
     if isinstance(error, OSError) and error.errno in NOT_ALLOWED and error.filename:
         return cannot_write(Path(error.filename), error)
+    if isinstance(error, OSError) and error.errno == errno.EROFS:  # of an open file: Linux does that to a failing disk
+        return InfrastructureError(
+            f"a file system that is written to became read-only: {error.strerror}",
+            remedy="The system's log (`dmesg`) says why; finished stages are kept, run again when it is writable.",
+        )
     if isinstance(error, OSError) and error.errno in DEVICE:
         where = f" ({error.filename})" if error.filename else ""
         return InfrastructureError(

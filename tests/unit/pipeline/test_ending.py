@@ -18,6 +18,7 @@ from sqtool.pipeline.ending import BUG, as_sqtool_error, cannot_write
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full", "Free some space"),
         (OSError(errno.EIO, "Input/output error"), "the disk failed: Input/output error", "dmesg"),
         (OSError(errno.EROFS, "Read-only file system", "/x"), "cannot write to /x", "writable"),
+        (OSError(errno.EROFS, "Read-only file system"), "became read-only", "dmesg"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "cannot write to /x", "writable"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory", "larger machine"),
         (MemoryError(), "out of memory", "larger machine"),
