@@ -74,6 +74,7 @@ def _supervise(wanted: dict[str, Any], out: int, err: int, reply: int) -> None:
 def _become(wanted: dict[str, Any], out: int, err: int) -> None:
     """Be `sqtool` with these words."""
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whether or not the harness runs under nohup
     null = os.open(os.devnull, os.O_RDONLY)
     for descriptor, at in ((null, 0), (out, 1), (err, 2)):
         os.dup2(descriptor, at)
