@@ -98,7 +98,7 @@ def _end(command: subprocess.Popen[bytes], grace: float) -> None:
 def main(argv: list[str]) -> int:
     """Run argv[1:] under guard, with argv[0] seconds of grace at the end."""
     grace = float(argv[0])
-    parent = os.getppid()
+    parent, guard = os.getppid(), os.getpid()
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     # The guard outlives Ctrl-C and SIGTERM: its parent decides, and its death closes the pipe.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -109,6 +109,8 @@ def main(argv: list[str]) -> int:
             signal.signal(number, signal.SIG_DFL)
         # Should the guard itself be killed with -9, the server at least ends at once.
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != guard:  # it was killed before it could be waited for
+            os._exit(1)
 
     try:
         command = subprocess.Popen(argv[1:], stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child)

@@ -1,9 +1,9 @@
 """Answers on their way to records: appended as they come, sorted when the task is complete.
 
-`records/<task>.jsonl.part` holds one line an answer, {"key", "item", "sample", "answer"}: `key` says under which
-conditions it was given (model, engine flags, generation settings), `item` is the item's digest, `sample` counts the
-answers to it. Only a line whose key and digest are the present ones is reused, so a change of anything that could
-change an answer asks again.
+`records/<task>.jsonl.part` holds one line an answer, {"key", "item", "sample", "answer", "check"}: `key` says under
+which conditions it was given (model, engine flags, generation settings), `item` is the item's digest, `sample` counts
+the answers to it, `check` is a hash of the rest. Only a line whose key and digest are the present ones is reused, so a
+change of anything that could change an answer asks again; so does a line that was damaged, and still is JSON.
 """
 
 from __future__ import annotations
@@ -77,11 +77,23 @@ def read_part(path: Path, key: str, items: Sequence[Item]) -> Answers:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             value = json.loads(line)
-            if value["key"] == key and value["item"] in digests:
+            if unchecked(value)["key"] == key and value["item"] in digests:
                 found[digests[value["item"]], int(value["sample"])] = answer_from_json(value["answer"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return found
+
+
+def checked(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` with a `check` in it: a hash of all the rest."""
+    return {**value, "check": sha256_text(canonical_json(value))[:16]}
+
+
+def unchecked(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` without its `check`, taken out of it; `ValueError` when that does not fit the rest."""
+    if value.pop("check", None) != checked(value)["check"]:
+        raise ValueError("damaged since it was written")
+    return value
 
 
 class PartWriter:
@@ -97,7 +109,7 @@ class PartWriter:
 
     def _line(self, question: Question, answer: Answer) -> str:
         asked = {"key": self.key, "item": question.item.digest(), "sample": question.sample}
-        return canonical_json({**asked, "answer": answer_json(answer)}) + "\n"
+        return canonical_json(checked({**asked, "answer": answer_json(answer)})) + "\n"
 
     def append(self, question: Question, answer: Answer) -> None:
         """Keep one answer."""

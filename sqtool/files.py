@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sqtool.errors import DataError
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
+"""Names of the files that `write_text` makes before it renames them; a killed process leaves them behind."""
 
 
 def fsync_dir(folder: Path) -> None:
@@ -37,6 +42,23 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         name.unlink(missing_ok=True)
         raise
+
+
+def remove_temporaries(folder: Path, *, older_than: float = 0.0) -> list[str]:
+    """Remove what processes that were killed in `write_text` left in `folder`; their names.
+
+    Where others may be writing at this moment, `older_than` (seconds) keeps what could be theirs.
+    """
+    now, gone = time.time(), []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            try:
+                if now - path.stat().st_mtime >= older_than:
+                    path.unlink()
+                    gone.append(path.name)
+            except FileNotFoundError:  # its writer has just renamed it
+                continue
+    return sorted(gone)
 
 
 def canonical_json(value: Any) -> str:

@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from sqtool.errors import DataError, InfrastructureError, UsageError, did_you_mean
-from sqtool.files import fsync_dir, read_json, write_json
+from sqtool.files import (
+    TEMPORARY,
+    canonical_json,
+    fsync_dir,
+    read_json,
+    remove_temporaries,
+    sha256_file,
+    sha256_text,
+    write_json,
+)
 
 RUNS = Path("artifacts/runs")
 CACHE = Path("artifacts/cache")
@@ -35,6 +44,9 @@ KEPT_BYTES = 16 * 1024 * 1024
 KEPT_PART = ".part"
 """Ending of work that a later attempt can go on from; kept whatever its size."""
 LOCK_POLL_SECONDS = 0.5
+FILES, CHECK = "files", "check"
+"""Keys of result.json: what `contents` says of the folder, and a hash of everything else in result.json."""
+HASHED_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,45 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def contents(folder: Path, *, hashed_bytes: int | None = HASHED_BYTES) -> dict[str, str]:
+    """What is in a stage folder beside its result.json: hex sha256 of each file by relative name; of a link, where it
+    points to.
+
+    Of a file above `hashed_bytes` it is the size (None: of none): weights are hashed anyway before they are measured,
+    and once more while they are released.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            found[name] = f"link to {path.readlink()}"
+        elif path.is_file() and name != RESULT and not TEMPORARY.fullmatch(path.name):
+            size = path.stat().st_size
+            found[name] = sha256_file(path) if hashed_bytes is None or size <= hashed_bytes else f"{size} bytes"
+    return found
+
+
+def listed(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """`result` with what is in the folder, and a hash of all that, for `damage` to hold against it later."""
+    value = {**result, FILES: contents(folder)}
+    return {**value, CHECK: sha256_text(canonical_json(value))}
+
+
+def damage(folder: Path, result: Mapping[str, Any]) -> str:
+    """What is not as the stage left it, in words: result.json, or the first such file; empty when everything is."""
+    if CHECK not in result:
+        return ""  # made by a sqtool that kept no list
+    value = {key: item for key, item in result.items() if key != CHECK}
+    if sha256_text(canonical_json(value)) != result[CHECK]:
+        return f"{RESULT} was changed"
+    then, now = result[FILES], contents(folder)
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            how = "is gone" if name not in now else "was added" if name not in then else "was changed"
+            return f"{name} {how}"
+    return ""
+
+
 def begin(folder: Path) -> Path:
     """An empty `<folder>.tmp` to build in."""
     building = folder.with_name(folder.name + BUILDING)
@@ -179,6 +230,7 @@ def sweep(folder: Path) -> list[str]:
     `failed/`; the names that were removed."""
     if not folder.is_dir():
         return []
+    remove_temporaries(folder)
     left = [p for p in folder.iterdir() if p.name.endswith((BUILDING, REPLACED)) and p.is_dir()]
     for path in left:
         if path.name.endswith(BUILDING):

@@ -16,7 +16,7 @@ from evals.harness.catalogue import ANSWER_METRICS, metric_name, version
 from evals.harness.loading import FEWSHOT_SEED, Loaded, doc_digest, limit_of, load
 from evals.harness.quiet import quiet
 from evals.harness.records import Scored, records_of
-from evals.records import write_records
+from evals.records import checked, unchecked, write_records
 from evals.run import summarise
 from evals.spec import EvaluateSpec
 from sqtool.errors import InfrastructureError, SqtoolError
@@ -77,7 +77,7 @@ def run(
             resumed = len(kept["records"])
         parts.append(folder / name)
         # Until all tasks are finished: an interrupted attempt keeps parts only.
-        write_text(parts[-1], canonical_json({"key": conditions, **kept}))
+        write_text(parts[-1], canonical_json(checked({"key": conditions, **kept})))
         write_records(folder / f"{loaded.name}.jsonl", kept["records"])
         results[loaded.name] = {
             **summarise(kept["records"]),
@@ -105,7 +105,7 @@ def _read_part(path: Path, conditions: str) -> dict[str, Any] | None:
     """What an earlier attempt finished under the same conditions."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        if value.pop("key") != conditions:
+        if unchecked(value).pop("key") != conditions:
             return None
         return {name: value[name] for name in ("records", "lm_eval", "seconds")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -6,9 +6,11 @@ Exit codes: 0 released (or what was asked is done), 1 refused, 2 usage or recipe
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -35,6 +37,9 @@ COMMANDS = {
     "schema": "Print the JSON Schema of a recipe or task file, for editors.",
     "doctor": "Say what this machine lacks and the command that repairs it.",
 }
+
+OUTPUT_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
+"""What writing to a standard stream may fail with; an error of a file that was opened names the file."""
 
 EPILOG = """\b
 Examples:
@@ -74,6 +79,14 @@ class _Commands(click.Group):
             raise click.UsageError(f"No such command {name!r}; {hint}", ctx=ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # click would exit with 1 for it, which means "refused" here.
+            _silence()
+            return EXIT_INFRASTRUCTURE
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -99,12 +112,22 @@ def main(args: list[str] | None = None) -> None:
 def call(args: list[str] | None = None) -> int:
     """Run one command line; its exit code."""
     try:
+        return _call(args)
+    except OSError as error:
+        # What the result goes to is full or gone: nothing more can be said to it, and Python must not try at exit.
+        _silence()
+        _tell(f"Error: the result cannot be written: {error.strerror or error}")
+        return EXIT_INFRASTRUCTURE
+
+
+def _call(args: list[str] | None) -> int:
+    try:
         result: Any = cli.main(args=args, prog_name="sqtool", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.Abort:
-        click.echo("cancelled", err=True)
+        _tell("cancelled")
         return EXIT_CANCELLED
     except click.ClickException as error:
         error.show()
@@ -114,17 +137,32 @@ def call(args: list[str] | None = None) -> int:
 
         if "--json" in (sys.argv[1:] if args is None else args):
             click.echo(json.dumps(error_json(error), indent=2, ensure_ascii=False))
-        show_error(error)
+        with suppress(OSError):  # the exit code is the gate, whether anybody reads why or not
+            show_error(error)
         return error.exit_code
     except KeyboardInterrupt:
-        click.echo("cancelled", err=True)
+        _tell("cancelled")
         return EXIT_CANCELLED
-    except BrokenPipeError:
-        # The reader (`| head`) has gone; nothing more can be said to it, and Python must not try at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_INFRASTRUCTURE
-    except Exception as error:  # noqa: BLE001 - the last line of defence: one message, the traceback in a file
+    except Exception as error:  # the last line of defence: one message, the traceback in a file
+        if isinstance(error, OSError) and error.errno in OUTPUT_FAILED and error.filename is None:
+            raise
         from sqtool.cli.terminal import show_unexpected
 
-        show_unexpected(error)
+        with suppress(OSError):
+            show_unexpected(error)
         return EXIT_INFRASTRUCTURE
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):
+        click.echo(text, err=True)
+
+
+def _silence() -> None:
+    """Point those of our streams to nowhere that cannot be written."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

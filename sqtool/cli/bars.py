@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sqtool.progress import Task
@@ -87,8 +87,9 @@ class Lines:
     def line(self, text: str) -> None:
         log.info(text)
         if self._shown:
-            self._terminal.err.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-            self._terminal.err.flush()
+            with suppress(OSError):  # a run goes on when nobody looks at it any more
+                self._terminal.err.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+                self._terminal.err.flush()
 
     def note(self, text: str) -> None:
         self.line(text)

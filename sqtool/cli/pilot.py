@@ -24,7 +24,7 @@ class Pilot:
     def as_json(self) -> dict[str, Any]:
         """{"run": name of the run that ended it, "folder", "items_per_task", "seconds", "exit_code", "error":
         null or {"type", "message", "remedy", "exit_code"}, "measured": null or Measured.to_dict()}."""
-        from sqtool.pipeline.run import describe
+        from sqtool.pipeline.ending import describe
 
         error = self.outcome.error
         return {

@@ -189,7 +189,7 @@ def as_json(
     (`Measured.to_dict()`, null without a finished evaluation that still holds), `trial`
     (`Trial.to_json()`, null without one). A stage's digest is null where a large file was not hashed.
     """
-    from sqtool.pipeline.run import describe
+    from sqtool.pipeline.ending import describe
 
     return {
         "name": plan.job.name,

@@ -63,19 +63,25 @@ def run_quietly(terminal: Terminal, job: Job, *, until: str | None, force: Seque
     from sqtool.pipeline import run
     from sqtool.runfolder import RunFolder
 
-    # A CI system cancels with SIGTERM; it ends like Ctrl-C: the stage in progress is discarded, servers are stopped.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A CI system cancels with SIGTERM, a closed terminal with SIGHUP (unless nohup said to ignore it); they end like
+    # Ctrl-C: the stage in progress is discarded, servers are stopped.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         with terminal.captured(RunFolder.of(job.root, job.name).log):
             return run(job, until=until, force=force, wait=wait, progress=terminal.progress)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def show_outcome(terminal: Terminal, job: Job, outcome: RunOutcome) -> None:
     """The verdict, its tables and where the rest is; or the outcome as JSON."""
     from sqtool.report import collect
 
+    if not outcome.recorded:  # what the folder says is not of this run
+        assert outcome.error is not None
+        raise outcome.error
     if terminal.settings.json:
         terminal.json(as_json(job, outcome))
     facts = collect(outcome.folder.path)

@@ -101,7 +101,8 @@ class Terminal:
                 close()
             self.err = own
             if shown is not None:
-                shown.close()
+                with contextlib.suppress(OSError):  # nobody reads it any more
+                    shown.close()
 
     def json(self, value: Any) -> None:
         """The one JSON document of a command that was asked for one."""

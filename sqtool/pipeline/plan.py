@@ -16,7 +16,7 @@ from sqtool.pipeline.digest import FileDigests, code_digest, digest_of, tool_ver
 from sqtool.pipeline.job import Job
 from sqtool.pipeline.timing import Guess, Timings
 from sqtool.progress import SILENT, Progress
-from sqtool.runfolder import CACHE, RunFolder, read_result
+from sqtool.runfolder import CACHE, RunFolder, damage, read_result
 from sqtool.spec import Spec
 from sqtool.stages.contract import Estimate, Inputs
 from sqtool.stages.table import STAGES, Stage, stage_named
@@ -233,6 +233,9 @@ class _Planner:
             build = (self.steps[name].result or {}).get("build")
             if result.get("built_from", {}).get(name) != build:
                 return f"{name} was made again since"
+        harmed = "" if stage.shared else damage(self.run.stage(stage.name), result)
+        if harmed:
+            return f"{harmed} since"
         stale = hook(stage, "stale")
         return str(stale(result.get("summary", {}), inputs)) if stale is not None else ""
 

@@ -7,7 +7,6 @@ After kill -9 the next run removes what was half built and goes on behind the la
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import time
 import uuid
@@ -23,13 +22,13 @@ from sqtool.errors import (
     CancelledError,
     CoverageError,
     InconclusiveError,
-    InfrastructureError,
     RegressedError,
     SqtoolError,
     UsageError,
 )
-from sqtool.files import write_json, write_text
+from sqtool.files import remove_temporaries, write_json, write_text
 from sqtool.pipeline import seal
+from sqtool.pipeline.ending import as_sqtool_error, cannot_write, describe
 from sqtool.pipeline.job import Job
 from sqtool.pipeline.plan import Plan, Step, hook, make_plan
 from sqtool.pipeline.timing import Timings
@@ -42,6 +41,7 @@ from sqtool.runfolder import (
     begin,
     commit,
     discard,
+    listed,
     locked,
     read_result,
     remove_stage,
@@ -51,7 +51,8 @@ from sqtool.stages.contract import StageResult
 from sqtool.stages.table import STAGES, Stage
 
 FORMAT = 1
-BUG = "This is a defect in sqtool or in a library under it; the traceback is in run.log."
+SOMEBODY_WRITES_SECONDS = 3600.0
+"""A temporary file in the cache, which other runs write to as well, is nobody's after this time."""
 StageState = Literal["cached", "done", "skipped", "failed", "cancelled", "running", "waiting", "not reached"]
 OutcomeName = Literal["released", "passed", "done", "refused", "inconclusive", "failed", "cancelled"]
 log = logging.getLogger("sqtool")
@@ -84,6 +85,8 @@ class RunOutcome:
     problems: tuple[SqtoolError, ...] = ()
     results: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """result.json of every finished stage, by name."""
+    recorded: bool = True
+    """Whether run.json says this; it may still say how an earlier run ended where nothing could be written."""
 
 
 def run(
@@ -101,13 +104,13 @@ def run(
     `wait` this waits for it), `UsageError` for an unknown stage name.
     """
     folder = RunFolder.of(job.root, job.name)
+    lock = folder.path / "run.lock"
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InfrastructureError(f"cannot write to {folder.path}: {error.strerror}") from None
-    lock = folder.path / "run.lock"
-    with locked(lock, what=f"run {job.name}", wait=wait, waiting=progress.note), _logging_to(folder.log):
-        return _Runner(job, folder, stages, until, frozenset(force), progress).run()
+        with locked(lock, what=f"run {job.name}", wait=wait, waiting=progress.note), _logging_to(folder.log):
+            return _Runner(job, folder, stages, until, frozenset(force), progress).run()
+    except OSError as error:  # of the folder, its lock or its log: what happens in the run itself is in the outcome
+        raise cannot_write(folder.path, error) from None
 
 
 @contextlib.contextmanager
@@ -145,6 +148,7 @@ class _Runner:
 
     def run(self) -> RunOutcome:
         left = sweep(self.folder.path)
+        remove_temporaries(self.job.root / CACHE, older_than=SOMEBODY_WRITES_SECONDS)
         if left:
             self.progress.note(f"removed what an interrupted run left: {', '.join(left)}")
         error: SqtoolError | None = None
@@ -250,8 +254,7 @@ class _Runner:
                 "summary": result.summary,
                 "parts": dict(step.parts),
             }
-            if step.stage.shared:
-                value = seal.sealed(out, value, seal.key_of())
+            value = seal.sealed(out, value, seal.key_of()) if step.stage.shared else listed(out, value)
             commit(step.folder, value)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             record.state = "cancelled" if isinstance(error, KeyboardInterrupt | CancelledError) else "failed"
@@ -282,16 +285,20 @@ class _Runner:
         for record in self.records.values():
             if record.state in ("waiting", "running"):
                 record.state = "cancelled" if outcome == "cancelled" else "failed"
+        recorded = False
         try:
             self.write_state(outcome, code, error, seconds, problems)
+            recorded = True
             self.write_report()
         except OSError as failed:
             self.progress.note(f"the run's state could not be written: {failed}")
             if code == EXIT_RELEASED:
-                error = InfrastructureError(f"cannot write to {self.folder.path}: {failed.strerror or failed}")
+                error = cannot_write(self.folder.path, failed)
                 outcome, code = "failed", error.exit_code
         records = list(self.records.values())
-        return RunOutcome(self.job.name, self.folder, outcome, code, records, seconds, error, problems, self.results)
+        return RunOutcome(
+            self.job.name, self.folder, outcome, code, records, seconds, error, problems, self.results, recorded
+        )
 
     def outcome(self, error: SqtoolError | None) -> tuple[OutcomeName, int]:
         if error is None:
@@ -344,42 +351,6 @@ class _Runner:
         except Exception as failed:  # a report that cannot be drawn must not change the verdict
             log.exception("report.md could not be written")
             self.progress.note(f"report.md could not be written: {failed}")
-
-
-def describe(error: SqtoolError) -> dict[str, Any]:
-    """An error as JSON."""
-    return {
-        "type": type(error).__name__,
-        "message": error.message,
-        "remedy": error.remedy,
-        "exit_code": error.exit_code,
-    }
-
-
-def as_sqtool_error(error: BaseException) -> SqtoolError:
-    """The error with an exit code and a remedy that any exception means."""
-    if isinstance(error, SqtoolError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        message = "finished stages stay, the one in progress was discarded"
-        return CancelledError(message, remedy="Run the same command to go on from there.")
-    if isinstance(error, MemoryError):
-        return InfrastructureError(
-            "out of memory", remedy="Lower quantize.batch_size or calibrate.max_seq_length, or use a larger machine."
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" ({error.filename})" if error.filename else ""
-        return InfrastructureError(
-            f"the disk is full{where}", remedy="Free some space and run again; finished stages are kept."
-        )
-    if isinstance(error, OSError):
-        return InfrastructureError(f"{error.filename or 'operating system'}: {error.strerror or error}", remedy=BUG)
-    if type(error).__name__ == "OutOfMemoryError":  # torch.cuda's, without importing torch
-        return InfrastructureError(
-            "the accelerator is out of memory", remedy="Lower quantize.batch_size, or use a device with more memory."
-        )
-    text = str(error).strip().splitlines()
-    return InfrastructureError(f"{type(error).__name__}: {text[0] if text else 'no message'}", remedy=BUG)
 
 
 def with_sections(job: Job, **sections: Any) -> Job:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from sqtool.errors import InfrastructureError
-from sqtool.files import canonical_json, sha256_file
+from sqtool.files import canonical_json
 from sqtool.progress import SILENT, Progress
-from sqtool.runfolder import RESULT
+from sqtool.runfolder import FILES, RESULT, contents
 
 KEY_VARIABLE = "SQTOOL_CACHE_KEY"
-FILES, SEAL = "files", "seal"
+SEAL = "seal"
 PLAIN, KEYED = "sha256", "hmac-sha256"
 SHORTEST_KEY = 16
 LARGE_BYTES = 500_000_000
@@ -42,7 +42,7 @@ def key_of(environment: Mapping[str, str] = os.environ) -> bytes | None:
 
 def sealed(folder: Path, result: dict[str, Any], key: bytes | None) -> dict[str, Any]:
     """`result` with the hashes of all files in `folder` and the seal over everything."""
-    value = {**result, FILES: _hashes(folder)}
+    value = {**result, FILES: contents(folder, hashed_bytes=None)}
     return {**value, SEAL: _seal(value, key)}
 
 
@@ -74,7 +74,7 @@ def _problem(folder: Path, result: Mapping[str, Any], key: bytes | None, progres
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
     if size > LARGE_BYTES:
         progress.note(f"checking {size / 1e9:.1f} GB in {folder.name}")
-    actual = _hashes(folder)
+    actual = contents(folder, hashed_bytes=None)
     changed = sorted(name for name in {**listed, **actual} if listed.get(name) != actual.get(name))
     if not changed:
         return ""
@@ -82,18 +82,6 @@ def _problem(folder: Path, result: Mapping[str, Any], key: bytes | None, progres
     how = "is gone" if first not in actual else "was added" if first not in listed else "was changed"
     more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
     return f"{first} {how} since it was measured{more}"
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file below `folder` but its result.json; of a link, where it points to."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            found[name] = f"link to {path.readlink()}"
-        elif path.is_file() and name != RESULT:
-            found[name] = sha256_file(path)
-    return found
 
 
 def _seal(value: Mapping[str, Any], key: bytes | None) -> str:

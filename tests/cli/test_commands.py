@@ -262,7 +262,7 @@ def test_what_libraries_print_goes_to_the_log(tmp_path: Path) -> None:
         assert text in log
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_cancel(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", NOISY, str(tmp_path), "quantize", "demo"],
@@ -279,3 +279,31 @@ def test_signals_cancel(tmp_path: Path, number: signal.Signals) -> None:
     assert out.startswith("CANCELLED: demo")
     assert "Cancelled: finished stages stay" in err
     assert not (tmp_path / "artifacts/runs/demo/quantize.tmp").exists()
+
+
+def _into(stdout: int, stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
+    words = [sys.executable, "-m", "sqtool", "schema"]
+    try:
+        return subprocess.run(words, cwd=ROOT, stdout=stdout, stderr=stderr, check=False, timeout=120)
+    finally:
+        os.close(stdout)
+
+
+def test_a_result_that_cannot_be_written_is_a_failure_and_no_refusal() -> None:
+    """click exits with 1 when the reader of a pipe has gone, and 1 is a verdict here."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = _into(writer)
+    assert (gone.returncode, gone.stderr) == (4, b"")
+    full = _into(os.open("/dev/full", os.O_WRONLY))
+    assert full.returncode == 4
+    assert full.stderr == b"Error: the result cannot be written: No space left on device\n"
+
+
+def test_an_error_that_nobody_reads_keeps_its_exit_code(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "sqtool", "plan", "none.yaml", "--root", str(tmp_path)]
+    with os.fdopen(writer, "wb") as stderr:
+        done = subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr, check=False, timeout=120)
+    assert done.returncode == 2

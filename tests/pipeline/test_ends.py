@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from sqtool.errors import InfrastructureError
 from sqtool.pipeline import run
 from sqtool.runfolder import RunFolder
 from tests.pipeline.fakes import STAGES, FakeSpec, calls, make_job
@@ -101,9 +103,31 @@ def test_state_names_every_stage_with_digest_and_time(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    from sqtool.errors import InfrastructureError
-
     job = make_job(tmp_path)
     (tmp_path / "artifacts").write_text("a file")
     with pytest.raises(InfrastructureError, match="cannot write to"):
         run(job, stages=STAGES)
+
+
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_disk_that_is_full_before_anything_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path)
+    monkeypatch.setattr("sqtool.runfolder.write_json", full)  # who holds the lock cannot be written down
+    with pytest.raises(InfrastructureError, match="the disk is full"):
+        run(job, stages=STAGES)
+
+
+def test_an_end_that_cannot_be_written_down_is_not_taken_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run.json still says "released" then, and nobody may show that as how this run ended."""
+    assert run(make_job(tmp_path), stages=STAGES).recorded
+    monkeypatch.setattr(import_module("sqtool.pipeline.run"), "write_json", full)
+    ended = run(make_job(tmp_path), stages=STAGES)
+    assert (ended.exit_code, ended.outcome, ended.recorded) == (4, "failed", False)
+    assert ended.error is not None
+    assert "the disk is full" in ended.error.message
+    assert RunFolder.of(tmp_path, "run").state()["outcome"] == "released"

@@ -13,7 +13,7 @@ from sqtool.errors import UsageError
 from sqtool.files import write_json
 from sqtool.pipeline import make_plan, run
 from sqtool.pipeline.digest import code_digest
-from sqtool.runfolder import CACHE, RESULT, RunFolder, read_result
+from sqtool.runfolder import CACHE, RESULT, RunFolder, listed, read_result
 from tests.pipeline.fakes import STAGES, FakeSpec, calls, make_job
 
 ALL = [stage.name for stage in STAGES]
@@ -130,8 +130,8 @@ def test_a_dependent_left_from_an_older_build_is_not_reused(tmp_path: Path) -> N
     folder = RunFolder.of(tmp_path, "run").stage("quantize")
     result = read_result(folder)
     assert result is not None
-    text = (folder / RESULT).read_text().replace(result["build"], "0" * 32)
-    (folder / RESULT).write_text(text)
+    del result["check"]
+    write_json(folder / RESULT, listed(folder, {**result, "build": "0" * 32}))
     assert whys(tmp_path)["evaluate"] == "quantize was made again since"
 
 
@@ -177,6 +177,42 @@ def test_with_a_key_what_others_made_is_not_used(tmp_path: Path, monkeypatch: py
     assert "was not signed with the key" in str(run(make_job(tmp_path), stages=STAGES).error)
     monkeypatch.setenv("SQTOOL_CACHE_KEY", "short")
     assert "at least 16" in str(run(make_job(tmp_path), stages=STAGES).error)
+
+
+def flip(path: Path) -> None:
+    """One bit is another one; size and time of change are as before."""
+    state = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.parametrize(("file", "said"), [("out-0.txt", "out-0.txt was changed since"), (RESULT, "changed since")])
+def test_a_damaged_stage_is_made_again(tmp_path: Path, file: str, said: str) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    again(tmp_path)
+    path = RunFolder.of(tmp_path, "run").stage("evaluate") / file
+    before = path.read_text()
+    if file == RESULT:
+        path.write_text(before.replace('"text": ""', '"text": "x"'))
+    else:
+        flip(path)
+    assert whys(tmp_path)["evaluate"].endswith(said)
+    assert run(make_job(tmp_path), stages=STAGES).exit_code == 0
+    assert calls(tmp_path) == ["evaluate", "gate", "approve", "release"]
+    assert file == RESULT or path.read_text() == before
+
+
+def test_a_file_that_was_added_or_removed_is_damage_too(tmp_path: Path) -> None:
+    run(make_job(tmp_path), stages=STAGES)
+    folder = RunFolder.of(tmp_path, "run").stage("evaluate")
+    (folder / "more.txt").write_text("x")
+    assert whys(tmp_path)["evaluate"] == "more.txt was added since"
+    (folder / "more.txt").unlink()
+    assert whys(tmp_path) == {}
+    (folder / "out-0.txt").unlink()
+    assert whys(tmp_path)["evaluate"] == "out-0.txt is gone since"
 
 
 def test_a_result_may_no_longer_hold(tmp_path: Path) -> None:

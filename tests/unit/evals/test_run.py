@@ -160,6 +160,9 @@ def test_answers_under_other_conditions_are_not_reused(fake_model: Path, tmp_pat
     assert read_part(path, key, [item]) == {("i1", 1): answer}
     assert read_part(path, "other", [item]) == {}
     assert read_part(path, key, [edited]) == {}
+    # Still JSON, and not what was answered.
+    path.write_text(path.read_text().replace('"text":"x"', '"text":"y"'))
+    assert read_part(path, key, [item]) == {}
 
 
 def test_a_metric_is_averaged_over_the_items_that_have_it() -> None:

@@ -199,6 +199,35 @@ WEIGHTS = {"type": "int", "num_bits": 4}
 INT8 = {"type": "int", "num_bits": 8, "dynamic": True}
 FP8 = {"type": "float", "num_bits": 8}
 
+KILLED_EARLY = """
+import os, runpy, signal, sys
+from pathlib import Path
+guard = runpy.run_path(sys.argv[1], run_name="guard")
+real = guard["_prctl"]
+def prctl(option, value):
+    if os.getpid() != main:  # the command's process, which has not asked yet for its end with the guard's
+        os.kill(main, signal.SIGKILL)
+        while os.getppid() == main:
+            pass
+    real(option, value)
+main = os.getpid()
+guard["main"].__globals__["_prctl"] = prctl
+guard["main"](["1", "touch", sys.argv[2]])
+"""
+
+
+def test_a_command_never_runs_without_its_guard(tmp_path: Path) -> None:
+    """The guard is killed after the fork and before the command's process is bound to it."""
+    mark = tmp_path / "ran"
+    reader, writer = os.pipe()
+    words = [sys.executable, "-c", KILLED_EARLY, str(Path(engine_env.__file__).with_name("guard.py")), str(mark)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=writer, stderr=writer) as process:
+        os.close(writer)
+        assert process.wait(30) == -signal.SIGKILL
+        with os.fdopen(reader, "rb") as ended:
+            said = ended.read()  # ends when the command's process has: it holds the other end
+    assert not mark.exists(), said
+
 
 @pytest.mark.parametrize(
     ("weights", "activations", "flags", "reason"),

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from sqtool.errors import DataError
-from sqtool.files import canonical_json, digest_folder, read_json, read_jsonl, write_json, write_text
+from sqtool.files import (
+    canonical_json,
+    digest_folder,
+    read_json,
+    read_jsonl,
+    remove_temporaries,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -35,6 +43,20 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
         write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    mine = [".run.json.0123abcd", ".run.lock.owner.json.00000000"]
+    for name in (*mine, ".run.json.0123abcdef", ".hidden", "run.json.0123abcd"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".folder.0123abcd").mkdir()
+    old = tmp_path / ".old.json.0123abcd"
+    old.write_text("half")
+    os.utime(old, (1e9, 1e9))
+    assert remove_temporaries(tmp_path, older_than=3600) == [old.name]
+    assert remove_temporaries(tmp_path) == mine
+    assert remove_temporaries(tmp_path / "nowhere") == []
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_others_may_read_what_is_written(tmp_path: Path) -> None:

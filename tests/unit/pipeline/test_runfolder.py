@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sqtool.errors import InfrastructureError, UsageError
-from sqtool.runfolder import RESULT, RunFolder, begin, commit, discard, locked, read_result, sweep
+from sqtool.runfolder import RESULT, RunFolder, begin, commit, damage, discard, listed, locked, read_result, sweep
 
 
 def test_commit_replaces_whole_and_says_done_last(tmp_path: Path) -> None:
@@ -54,6 +54,28 @@ def test_sweep_leaves_finished_folders_and_files(tmp_path: Path) -> None:
     assert sweep(tmp_path) == ["gate.tmp"]
     assert sweep(tmp_path / "nowhere") == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gate", "x.tmp"]
+
+
+def test_sweep_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
+    (tmp_path / ".run.json.0123abcd").write_text("half")
+    assert sweep(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_large_files_are_told_by_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqtool.runfolder.HASHED_BYTES", 4)
+    (tmp_path / "small").write_text("abcd")
+    (tmp_path / "large").write_text("abcde")
+    (tmp_path / "link").symlink_to("large")
+    result = listed(tmp_path, {"digest": "one"})
+    assert result["files"]["large"] == "5 bytes"
+    assert result["files"]["link"] == "link to large"
+    assert len(result["files"]["small"]) == 64
+    assert damage(tmp_path, result) == ""
+    assert damage(tmp_path, {**result, "digest": "two"}) == "result.json was changed"
+    (tmp_path / "large").write_text("abcd")
+    assert damage(tmp_path, result) == "large was changed"
+    assert damage(tmp_path, {"digest": "of an older sqtool"}) == ""
 
 
 def test_a_lock_names_its_owner(tmp_path: Path) -> None:
