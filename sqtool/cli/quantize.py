@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sqtool.cli.options import Settings, common, examples, running
+from sqtool.cli.options import Settings, common, examples, running, trusting
 
 
 @click.command(
@@ -19,6 +19,7 @@ from sqtool.cli.options import Settings, common, examples, running
 @click.option("--until", metavar="STAGE", help="Stop behind this stage.")
 @running
 @common
+@trusting
 def command(settings: Settings, recipe: str, until: str | None, force: tuple[str, ...], wait: bool) -> int:
     """Quantize by RECIPE, measure against the baseline, refuse what regressed, release what passed.
 

@@ -29,6 +29,7 @@ from sqtool.errors import (
     UsageError,
 )
 from sqtool.files import write_json, write_text
+from sqtool.hygiene import LogFormatter, redact
 from sqtool.pipeline.job import Job
 from sqtool.pipeline.plan import Plan, Step, hook, make_plan
 from sqtool.pipeline.timing import Timings
@@ -112,7 +113,7 @@ def run(
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(LogFormatter())
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -252,7 +253,7 @@ class _Runner:
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             record.state = "cancelled" if isinstance(error, KeyboardInterrupt | CancelledError) else "failed"
             record.seconds = round(time.monotonic() - began, 3)
-            record.error = str(error) or type(error).__name__
+            record.error = redact(str(error)) or type(error).__name__
             discard(step.folder, keep=kept)
             raise
         self.results[name] = value

@@ -121,7 +121,15 @@ async def _send(
             await _read_stream(_events(response), answer, start)
     except TimeoutError:
         answer.error = f"no whole answer within {timeout:g} s"
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (
+        httpx.HTTPError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         answer.error = f"{type(error).__name__}: {error}"
     return answer
 

@@ -32,7 +32,13 @@ def run(spec: ReleaseSpec, inputs: Inputs, out: Path) -> StageResult:
         # A run without a recipe file (`sqtool gate --baseline ...`) never comes here.
         recipe_text=inputs.recipe["text"] or canonical_json(inputs.recipe["resolved"]) + "\n",
         extras={name: path for name, path in files.items() if path.is_file()},
-        provenance={"recipe": inputs.recipe["name"], "seed": inputs.seed, "model": str(inputs.recipe["model"])},
+        provenance={
+            "recipe": inputs.recipe["name"],
+            "seed": inputs.seed,
+            "model": str(inputs.recipe["model"]),
+            # Who reads the manifest must see that code of others had a hand in it; an empty list says that none had.
+            "foreign_code": list(inputs.recipe.get("foreign_code", ())),
+        },
         progress=inputs.progress,
         records=(
             inputs.folders["baseline"] / RECORDS,
