@@ -71,7 +71,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
         raise DataError(path, "its safetensors header is damaged", remedy=FETCH) from None
     if not isinstance(header, dict):
         raise DataError(path, "its safetensors header is damaged: it is no JSON object", remedy=FETCH)
-    header.pop("__metadata__", None)
+    notes = header.pop("__metadata__", None)
+    if notes is not None and not (isinstance(notes, dict) and all(isinstance(v, str) for v in notes.values())):
+        raise DataError(path, "its safetensors header is damaged: __metadata__ must hold texts", remedy=FETCH)
     found, spans = {}, []
     for name, entry in header.items():
         try:

@@ -42,6 +42,7 @@ HEADERS: dict[str, Any] = {
     "three offsets": safetensors({"a": {**U8, "data_offsets": [0, 2, 4]}}),
     "a further key": safetensors({"a": {**U8, "code": "import os"}}),
     "a tensor twice": safetensors(b'{"a":' + json.dumps(U8).encode() + b',"a":' + json.dumps(U8).encode() + b"}"),
+    "metadata that is none": safetensors({"__metadata__": {"a": [0]}, **PLAIN}),
     "cut short": safetensors(PLAIN)[:-1],
     "something behind": safetensors(PLAIN) + b"\0",
 }
