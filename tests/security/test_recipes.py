@@ -17,7 +17,7 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n"
     for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )  # fmt: skip
-HOSTILE = {
+HOSTILE: dict[str, str | bytes] = {
     "python object": "x: !!python/object/apply:os.system ['touch owned']\n",
     "python name": "x: !!python/name:os.system\n",
     "own tag": "x: !include /etc/passwd\n",

@@ -23,7 +23,7 @@ ODD = st.sampled_from(
     )
 )  # fmt: skip
 NAMES = ("a", "b.weight", "../x", "", "é", "\x00", "x" * 3000, "__metadata__", "a" * 80)
-FILES = (
+FILES: tuple[Any, ...] = (
     "../../etc/passwd", "/etc/passwd", "..", "a/b.safetensors", "model.bin", "", "model.safetensors\x00", None, 1, [],
     "model.safetensors/", "./model.safetensors", "~/x.safetensors", ".hidden.safetensors",
 )  # fmt: skip

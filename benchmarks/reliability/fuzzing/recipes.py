@@ -131,15 +131,15 @@ def _damage(draw: Any, text: str) -> str:
     if draw(st.integers(0, 49)) == 0:
         kind = "bomb"
     if kind == "insert":
-        return text[:at] + draw(st.sampled_from(DAMAGE)) + text[at:]
+        return text[:at] + str(draw(st.sampled_from(DAMAGE))) + text[at:]
     if kind == "cut":
         return text[:at] + text[at + draw(st.integers(1, 12)) :]
     if kind == "end":
         return text[:at]
     if kind == "any":
-        return text[:at] + draw(st.text(st.characters(exclude_categories=("Cs",)), max_size=6)) + text[at:]
+        return text[:at] + str(draw(st.text(max_size=6))) + text[at:]
     if kind == "bomb":
-        return draw(st.sampled_from(BOMBS)) + text
+        return str(draw(st.sampled_from(BOMBS))) + text
     if kind == "line":
         lines.insert(row, lines[draw(st.integers(0, len(lines) - 1))])
     elif kind == "indent":

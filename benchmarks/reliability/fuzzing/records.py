@@ -66,7 +66,8 @@ def cases(draw: Any) -> bytes:
             at = draw(st.integers(0, len(line)))
             line = draw(st.sampled_from((line[:at], line[:at] + b"\xff" + line[at:], draw(st.sampled_from(RAW)))))
         lines.append(line)
-    return b"\n".join(lines) + draw(st.sampled_from((b"", b"\n", b"\n\n", b"\r\n")))
+    whole: bytes = b"\n".join(lines) + draw(st.sampled_from((b"", b"\n", b"\n\n", b"\r\n")))
+    return whole
 
 
 def _readers() -> dict[str, Callable[[Path], Any]]:
