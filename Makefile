@@ -1,6 +1,6 @@
 # Every target sets up what it needs; nothing is done twice. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm quantize test unit e2e check format lock clean distclean
+.PHONY: help setup vllm quantize test unit e2e check audit format lock clean distclean
 
 # `make quantize RECIPE=recipes/gptq4.yaml`; PYTHON=/path/to/python3.12 names the interpreter for new environments.
 RECIPE ?= recipes/awq4.yaml
@@ -30,6 +30,9 @@ e2e: setup vllm  ## the tests that drive real llm-compressor and real vLLM
 check: setup  ## ruff, mypy strict, import-linter: all of them, then fail if any did
 	@status=0; for tool in "ruff check ." "ruff format --check ." mypy lint-imports; do \
 	  echo ".venv/bin/$$tool"; .venv/bin/$$tool || status=1; done; exit $$status
+
+audit:  ## look up known defects of all pinned dependencies (needs the network)
+	@scripts/audit
 
 format: setup  ## let ruff repair and format the code
 	.venv/bin/ruff check --fix .

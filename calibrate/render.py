@@ -10,6 +10,7 @@ from typing import Any
 
 from calibrate.conversation import Record, arguments, messages_of, tools_offered
 from sqtool.errors import DataError
+from sqtool.templates import FAILURES, check_template, limited
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def load_tokenizer(model: Path, *, trust_remote_code: bool = False) -> Any:
         ) from error
     if not tokenizer.chat_template:
         raise DataError(model, "its tokenizer has no chat template", remedy="Add chat_template.jinja to the folder.")
+    check_template(model, tokenizer.chat_template)
     return tokenizer
 
 
@@ -114,9 +116,10 @@ def assistant_mask(tokenizer: Any, record: Record, ids: Sequence[int]) -> list[i
     messages = [_message(m) for m in messages_of(record)]
     tools = record.get("tools") or None
     if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
-        made = tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
+        with limited(tokenizer.name_or_path):
+            made = tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            )
         if len(made["assistant_masks"]) != len(ids):
             raise ValueError("the chat template's {% generation %} marks do not fit its tokens")
         return [int(flag) for flag in made["assistant_masks"]]
@@ -145,13 +148,14 @@ def _text(
     if "messages" not in record:
         return str(record["text"])
     try:
-        text: str = tokenizer.apply_chat_template(
-            [_message(message) for message in messages],
-            tools=record.get("tools") or None,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-    except TemplateError as error:
+        with limited(tokenizer.name_or_path):
+            text: str = tokenizer.apply_chat_template(
+                [_message(message) for message in messages],
+                tools=record.get("tools") or None,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+    except (TemplateError, *FAILURES) as error:
         raise ValueError(f"the chat template fails on it: {error}") from error
     missing = [name for name in tools_offered(record) if name not in text]
     if missing:

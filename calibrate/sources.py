@@ -85,6 +85,8 @@ def read_lines(path: Path) -> Iterator[Line]:
                     yield Line(path, number, DataError(path, f"not JSON: {error}", line=number))
                 except UnicodeDecodeError:
                     yield Line(path, number, DataError(path, "not UTF-8 text", line=number))
+                except RecursionError:
+                    yield Line(path, number, DataError(path, "not JSON: nested too deeply", line=number))
                 else:
                     yield _object(path, number, value)
     except FileNotFoundError:

@@ -7,6 +7,7 @@ every attempt is counted and decided on in one place.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 BACKOFF_SECONDS = 0.5
 BACKOFF_CAP_SECONDS = 8.0
+MOST_BYTES = 256 << 20
+"""Bytes of one answer; log-probabilities of a long prompt are the largest, with some MiB."""
 RETRIED_STATUS = frozenset({408, 409, 425, 429})
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 NEUTRAL = {
@@ -118,11 +121,21 @@ def parse_answer(value: Any) -> Answer:
         raise ValueError(f"not a chat completion ({type(error).__name__}: {error})") from None
 
 
-def _server_message(response: httpx.Response) -> str:
+async def _body(response: httpx.Response) -> bytes:
+    """The whole answer, of at most MOST_BYTES: a server that never stops must not fill the memory."""
+    data = bytearray()
+    async for piece in response.aiter_bytes():
+        data += piece
+        if len(data) > MOST_BYTES:
+            raise _TransientError("too large", f"an answer of more than {MOST_BYTES >> 20} MiB")
+    return bytes(data)
+
+
+def _server_message(data: bytes) -> str:
     try:
-        value = response.json()
-    except ValueError:
-        return response.text[:300]
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return data[:300].decode(errors="replace")
     error = value.get("error", value) if isinstance(value, dict) else value
     return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
 
@@ -134,17 +147,17 @@ async def _attempt(
 
     try:
         # httpx's own time-outs are for each piece of an answer; a server that sends byte after byte must end too.
-        async with asyncio.timeout(timeout):
-            response = await client.post(path, json=body)
+        async with asyncio.timeout(timeout), client.stream("POST", path, json=body) as response:
+            data = await _body(response)
     except (httpx.TimeoutException, TimeoutError) as error:
         raise _TransientError("time-out", f"no answer in time ({type(error).__name__})", slow=True) from None
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         raise _TransientError("connection lost", f"connection lost ({type(error).__name__}: {error})") from None
     status = response.status_code
     if status >= 500 or status in RETRIED_STATUS:
-        raise _TransientError(f"status {status}", f"status {status}: {_server_message(response)}")
+        raise _TransientError(f"status {status}", f"status {status}: {_server_message(data)}")
     if status != 200:
-        text = _server_message(response)
+        text = _server_message(data)
         if "context length" in text or "max_tokens" in text or "maximum model length" in text:
             raise DataError(
                 f"item {name}",
@@ -156,8 +169,8 @@ async def _attempt(
             remedy="Nothing was scored. The server's log may say more.",
         )
     try:
-        return parse(response.json())
-    except ValueError as error:
+        return parse(json.loads(data))
+    except (ValueError, RecursionError) as error:
         raise _TransientError("garbage", f"garbage: {error}") from None
 
 

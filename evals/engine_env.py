@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from evals.spec import EngineSpec
 from sqtool.errors import EngineError
+from sqtool.hygiene import without_secrets
 
 Device = Literal["cpu", "cuda"]
 
@@ -219,7 +220,10 @@ def server_arguments(
 
 def server_environment(env: VllmEnv, spec: EngineSpec, api_key: str) -> dict[str, str]:
     """Environment variables of the server process."""
-    values = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    # The server is offline and reads a local folder: it needs none of our secrets, and so cannot log them.
+    values = without_secrets(os.environ)
+    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
+        values.pop(name, None)
     for key, value in DEFAULT_ENVIRONMENT.items():
         values.setdefault(key, value)
     values.update(FIXED_ENVIRONMENT)

@@ -11,6 +11,7 @@ from typing import Any
 from evals.heads import Head, check_head, head_of
 from evals.quiet import quiet
 from sqtool.errors import InfrastructureError, UsageError
+from sqtool.templates import check_template
 
 CHECK_TOKENS = 32
 
@@ -54,7 +55,9 @@ def _load(folder: Path, device: str, dtype: str, tokens: Sequence[int]) -> tuple
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with quiet():
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise InfrastructureError(
                 f"transformers cannot load {folder}: {error}",
@@ -71,4 +74,7 @@ def tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if found.chat_template:
+        check_template(folder, found.chat_template)
+    return found

@@ -79,7 +79,7 @@ def read_part(path: Path, key: str, items: Sequence[Item]) -> Answers:
             value = json.loads(line)
             if unchecked(value)["key"] == key and value["item"] in digests:
                 found[digests[value["item"]], int(value["sample"])] = answer_from_json(value["answer"])
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return found
 

@@ -38,6 +38,7 @@ from evals.engine_env import (
 from evals.engine_log import diagnose, facts, phase, telling_lines
 from evals.spec import EngineSpec
 from sqtool.errors import EngineError
+from sqtool.hygiene import is_secret
 from sqtool.progress import SILENT, Progress, Task
 
 GRACE_SECONDS = 15.0
@@ -215,7 +216,7 @@ class VllmServer:
                 "environment": {
                     k: v
                     for k, v in sorted({**DEFAULT_ENVIRONMENT, **os.environ}.items())
-                    if k.startswith("VLLM_") and k != "VLLM_API_KEY"
+                    if k.startswith("VLLM_") and not is_secret(k)
                 },
                 **facts(self.log),
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -17,8 +18,40 @@ from pydantic import (
 from evals.harness.spec import LmEvalSpec
 from sqtool.spec import Spec
 
-OWNED_FLAGS = ("--model", "--host", "--port", "--api-key", "--served-model-name", "--uds")
-"""Flags of `vllm serve` that sqtool sets itself; a recipe that set them would measure another server."""
+OWNED_FLAGS = (
+    "--model", "--host", "--port", "--api-key", "--served-model-name", "--uds", "--config", "--hf-token", "--headless",
+    "--data-parallel-address", "--master-addr", "--ssl-keyfile", "--ssl-certfile",
+)  # fmt: skip
+"""Flags of `vllm serve` that sqtool sets itself or that would undo what it sets: a recipe that had them would measure
+another server, open it to others or keep a secret."""
+CODE_FLAGS = (
+    "--trust-remote-code", "--middleware", "--tool-parser-plugin", "--reasoning-parser-plugin", "--io-processor-plugin",
+    "--logits-processors", "--worker-cls", "--worker-extension-cls", "--scheduler-cls", "--kv-transfer-config",
+    "--distributed-executor-backend", "--load-format",
+)  # fmt: skip
+"""Flags of `vllm serve` that import a module by its name or path, or read pickles; only with
+`--trust-remote-code` at sqtool's command line."""
+
+
+def _flag(word: str) -> str:
+    """The flag in a word as vLLM's parser understands it: `--a_b=c` and `--a-b.c=d` are `--a-b`."""
+    name = word.split("=", 1)[0].split(".", 1)[0]
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+def _means(word: str, flags: Sequence[str]) -> str | None:
+    """The one of `flags` that a word may stand for: argparse takes the beginning of a flag for the flag."""
+    flag = _flag(word)
+    if flag in flags:
+        return flag
+    if not flag.startswith("--") or len(flag) < 4:
+        return None
+    return next((known for known in flags if known.startswith(flag)), None)
+
+
+def code_flags(words: Sequence[str]) -> list[str]:
+    """Those of CODE_FLAGS that are among the arguments."""
+    return sorted({flag for word in words if (flag := _means(word, CODE_FLAGS)) is not None})
 
 
 _OPENAI_KEYS = ("base_url", "model", "candidate_base_url", "candidate_model", "api_key_env")
@@ -111,8 +144,8 @@ class EngineSpec(Spec):
     def _not_ours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for word in value:
             flag = word.split("=", 1)[0]
-            if flag in OWNED_FLAGS:
-                raise ValueError(f"{flag} is set by sqtool itself")
+            if (owned := _means(word, OWNED_FLAGS)) is not None:
+                raise ValueError(f"{owned} is set by sqtool itself")
             name = flag.removeprefix("--").replace("-", "_")
             if flag.startswith("--") and name in cls.model_fields:
                 raise ValueError(f"write {flag} as the key `{name}` of this section")

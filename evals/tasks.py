@@ -17,6 +17,7 @@ from evals.spec import EvaluateSpec, GenerationSpec
 from sqtool.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
 from sqtool.files import read_json
 from sqtool.spec import Spec
+from sqtool.yaml_text import parse
 
 TASK_FOLDER = Path("evals/tasks")
 
@@ -137,8 +138,12 @@ def _read_tree(path: Path) -> Any:
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
+        text = path.read_text(encoding="utf-8")
+        bad = [problem for problem in parse(text).problems if not problem.message.startswith("not YAML")]
+        if bad:  # tags, aliases of aliases, what is too deep or too much: refused before a loader builds any of it
+            raise RecipeError(path, bad)
         # The round-trip loader keeps lines and builds no Python objects; tags other than YAML's own stay data.
-        tree = YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))
+        tree = YAML(typ="rt", pure=True).load(text)
     except FileNotFoundError:
         raise DataError(path, "no such task file") from None
     except UnicodeDecodeError:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.schemas import parse_json
 from sqtool.errors import did_you_mean
+from sqtool.templates import limited
 
 if TYPE_CHECKING:
     from jinja2.sandbox import SandboxedEnvironment
@@ -65,10 +66,11 @@ class Template:
         # `row` reaches columns whose names are no identifiers.
         variables = {"row": row, **row}
         try:
-            value = how(variables)
-            if isinstance(value, Undefined):
-                str(value)  # raises, for it is strict
-            return list(value) if isinstance(value, Iterator) else value
+            with limited(f"template {self.source[:60]!r}"):
+                value = how(variables)
+                if isinstance(value, Undefined):
+                    str(value)  # raises, for it is strict
+                return list(value) if isinstance(value, Iterator) else value
         except UndefinedError as error:
             unknown = sorted(self.names - variables.keys() - _environment().globals.keys())
             if unknown:
@@ -90,6 +92,9 @@ def template(source: str) -> Template:
     env = _environment()
     try:
         tree = env.parse(source)
+        if next(iter(tree.find_all(nodes.Pow)), None) is not None:
+            # A huge power is one step inside Python, which no time limit can stop.
+            raise BadTemplateError("not a template for prompts: it raises numbers to powers (**)")
         names = frozenset(meta.find_undeclared_variables(tree))
         text = env.from_string(source).render
         value = None

@@ -16,6 +16,7 @@ from evals.spec import DriftSpec, EvaluateSpec
 from evals.tasks import load_tasks
 from sqtool.errors import DataError, UsageError
 from sqtool.files import read_jsonl
+from sqtool.templates import limited
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ def render(
     tools = list(item.tools) if item.tools else None
 
     def ids(conversation: list[dict[str, Any]], *, prompt: bool) -> list[int]:
-        text = tokenizer.apply_chat_template(conversation, tools=tools, tokenize=False, add_generation_prompt=prompt)
+        with limited(tokenizer.name_or_path):
+            text = tokenizer.apply_chat_template(
+                conversation, tools=tools, tokenize=False, add_generation_prompt=prompt
+            )
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     alone = len(messages) == 1 and messages[0]["role"] == "assistant"

@@ -56,7 +56,9 @@ def _compressed_tensors(model: Path, dtype: torch.dtype) -> dict[str, torch.Tens
     from transformers import AutoModelForCausalLM
 
     with quiet():
-        loaded = AutoModelForCausalLM.from_pretrained(model, local_files_only=True, use_safetensors=True)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
         # transformers would unpack on the first forward pass; here nothing is computed.
         for module in loaded.modules():
             decompress_module(module)

@@ -17,9 +17,11 @@ An error message is one sentence that says what is wrong; `remedy` is one that s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+
+from sqtool.hygiene import redact
 
 EXIT_RELEASED = 0
 EXIT_REFUSED = 1
@@ -35,9 +37,10 @@ class SqtoolError(Exception):
     exit_code = EXIT_INFRASTRUCTURE
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+        # A library's message may quote the token or the signed address that it was called with.
+        self.message = redact(message)
+        self.remedy = redact(remedy)
+        super().__init__(self.message)
 
 
 class UsageError(SqtoolError):
@@ -64,7 +67,7 @@ class RecipeError(UsageError):
 
     def __init__(self, path: Path | str, problems: Sequence[Problem]) -> None:
         self.path = str(path)
-        self.problems = tuple(problems)
+        self.problems = tuple(replace(p, message=redact(p.message), hint=redact(p.hint)) for p in problems)
         lines = []
         for p in self.problems:
             where = f"{self.path}:{p.line}" if p.line else self.path
@@ -78,6 +81,7 @@ class DataError(UsageError):
     def __init__(self, path: Path | str, message: str, *, line: int = 0, field: str = "", remedy: str = "") -> None:
         self.path, self.line, self.field = str(path), line, field
         where = f"{path}:{line}" if line else str(path)
+        remedy = remedy or f"Correct {'that line' if line else 'or replace that file'} and run the command again."
         super().__init__(f"{where}: {field + ': ' if field else ''}{message}", remedy=remedy)
 
 

@@ -16,6 +16,9 @@ from sqtool.errors import DataError
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 """Names of the files that `write_text` makes before it renames them; a killed process leaves them behind."""
+WRITE_AGAIN = "Write or fetch the file again."
+ONE_OBJECT = "Each line must be one JSON object."
+NOT_PLAIN = "not JSON that can be read: nested too deeply, or a number of thousands of digits"
 
 
 def fsync_dir(folder: Path) -> None:
@@ -76,11 +79,15 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(path, "no such file") from None
+        raise DataError(path, "no such file", remedy="Check the path.") from None
     except json.JSONDecodeError as error:
-        raise DataError(path, f"not JSON: {error.msg}", line=error.lineno) from None
+        raise DataError(path, f"not JSON: {error.msg}", line=error.lineno, remedy=WRITE_AGAIN) from None
     except UnicodeDecodeError:
-        raise DataError(path, "not UTF-8 text") from None
+        raise DataError(path, "not UTF-8 text", remedy=WRITE_AGAIN) from None
+    except (RecursionError, ValueError):
+        raise DataError(path, NOT_PLAIN, remedy=WRITE_AGAIN) from None
+    except OSError as error:
+        raise DataError(path, f"cannot be read: {error.strerror or error}", remedy="Name a readable file.") from None
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -93,14 +100,17 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     value = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise DataError(path, f"not JSON: {error.msg}", line=number) from None
+                    raise DataError(path, f"not JSON: {error.msg}", line=number, remedy=ONE_OBJECT) from None
+                except (RecursionError, ValueError):
+                    raise DataError(path, NOT_PLAIN, line=number, remedy=ONE_OBJECT) from None
                 if not isinstance(value, dict):
-                    raise DataError(path, f"expected a JSON object, found {type(value).__name__}", line=number)
+                    message = f"expected a JSON object, found {type(value).__name__}"
+                    raise DataError(path, message, line=number, remedy=ONE_OBJECT)
                 yield number, value
     except FileNotFoundError:
-        raise DataError(path, "no such file") from None
+        raise DataError(path, "no such file", remedy="Check the path; it is relative to the project root.") from None
     except UnicodeDecodeError:
-        raise DataError(path, "not UTF-8 text") from None
+        raise DataError(path, "not UTF-8 text", remedy="Save the file as UTF-8.") from None
 
 
 def sha256_file(path: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from evals.items import Item
 from evals.scorers import ToolCall
 from sqtool.errors import DataError, EngineError
+from sqtool.templates import FAILURES, check_template, limited
 
 OPENING = "<tool_call>"
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
@@ -23,7 +24,7 @@ def load_tokenizer(model: Path) -> Any:
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise EngineError(
             f"transformers cannot load the tokenizer in {model}: {error}",
@@ -34,6 +35,7 @@ def load_tokenizer(model: Path) -> Any:
             f"the tokenizer in {model} has no chat template, so messages cannot be put to the model",
             remedy="Add chat_template.jinja to the model folder.",
         )
+    check_template(model, tokenizer.chat_template)
     return tokenizer
 
 
@@ -42,13 +44,14 @@ def prompt_ids(tokenizer: Any, item: Item) -> list[int]:
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(
-            _template_messages(item),
-            tools=list(item.tools) if item.tools else None,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-    except (TemplateError, TypeError, ValueError) as error:
+        with limited(tokenizer.name_or_path):
+            text = tokenizer.apply_chat_template(
+                _template_messages(item),
+                tools=list(item.tools) if item.tools else None,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+    except (TemplateError, *FAILURES) as error:
         raise DataError(f"item {item.id}", f"the model's chat template does not take it: {error}") from None
     return text_ids(tokenizer, text)
 

@@ -68,7 +68,11 @@ class HfEngine:
         with quiet(), self.progress.task(f"transformers: load ({self.folder.name})"), _memory():
             try:
                 model = AutoModelForCausalLM.from_pretrained(
-                    self.folder, dtype=resolve_dtype(self.spec, device), local_files_only=True
+                    self.folder,
+                    dtype=resolve_dtype(self.spec, device),
+                    local_files_only=True,
+                    use_safetensors=True,
+                    trust_remote_code=False,
                 )
             except (OSError, ValueError, KeyError, ImportError) as error:
                 raise EngineError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.harness.catalogue import Catalogue, Leaf, read
+from evals.harness.code import sandbox_templates
 from evals.harness.quiet import quiet
 from evals.harness.spec import LmEvalSpec
 from evals.spec import EvaluateSpec
@@ -61,6 +62,7 @@ def load(spec: LmEvalSpec, root: Path) -> list[Loaded]:
     `UsageError` for one that needs what sqtool does not do.
     """
     catalogue = read(spec, root)
+    sandbox_templates()
     found: dict[str, Loaded] = {}
     for name in catalogue.names:
         for leaf_name, task in _load(catalogue, name, root).items():

@@ -31,6 +31,7 @@ from evals.harness.models import Ledger
 from evals.scorers import Loglikelihood
 from sqtool.errors import DataError
 from sqtool.files import sha256_text
+from sqtool.templates import limited
 
 T = TypeVar("T")
 
@@ -69,14 +70,14 @@ class Served(TemplateLM):
         """With the tokenizer and the context of the checkpoint in `model`."""
         from transformers import AutoConfig, AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True, trust_remote_code=False)
         if tokenizer.eos_token_id is None:
             raise DataError(
                 model / "tokenizer_config.json",
                 "the tokenizer has no end token, and lm-eval's tasks need one",
                 field="eos_token",
             )
-        config = AutoConfig.from_pretrained(str(model), local_files_only=True)
+        config = AutoConfig.from_pretrained(str(model), local_files_only=True, trust_remote_code=False)
         return cls(endpoint, tokenizer, config, limits=limits, max_length=max_length, seed=seed, shuffled=shuffled)
 
     @property
@@ -99,14 +100,15 @@ class Served(TemplateLM):
         return list(self.tokenizer.encode(string, **options))
 
     def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
+        with limited(self.tokenizer.name_or_path):
+            return str(
+                self.tokenizer.apply_chat_template(
+                    chat_history,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
             )
-        )
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         asked: Counter[int] = Counter()

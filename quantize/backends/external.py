@@ -24,6 +24,7 @@ from quantize.headers import PICKLES, weight_files
 from quantize.layers import read_model
 from sqtool.errors import InfrastructureError, UsageError
 from sqtool.files import read_json, write_json
+from sqtool.hygiene import without_secrets
 from sqtool.progress import Progress
 
 WORKER = Path(__file__).with_name("workers") / "worker.py"
@@ -236,7 +237,7 @@ def _in_order(index: Any, quantization: dict[str, Any]) -> bool:
 
 
 def _environment(name: str) -> dict[str, str]:
-    values = {key: value for key, value in os.environ.items() if key not in LEFT_OUT}
+    values = {key: value for key, value in without_secrets(os.environ).items() if key not in LEFT_OUT}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         **values,

@@ -183,7 +183,8 @@ def _dtypes(job: Job) -> tuple[torch.dtype, torch.dtype]:
         if "trust_remote_code" in str(error):
             raise UsageError(
                 f"{job.model} can only be loaded by running Python code that came with it",
-                remedy="Read that code; if you trust it, set model.trust_remote_code: true in the recipe.",
+                remedy="Read that code; if you trust it, set model.trust_remote_code: true in the recipe and "
+                "add --trust-remote-code to the command.",
             ) from None
         raise
     stored = config.get_text_config().dtype or torch.bfloat16

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sqtool.ci.comment import comment
 from sqtool.ci.run import CiRun
-from sqtool.report.markdown import clean
+from sqtool.hygiene import clean
 
 Level = Literal["error", "warning", "notice"]
 SHOWN = 10

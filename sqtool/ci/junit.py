@@ -17,7 +17,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from sqtool.ci.run import CiRun, Judged
-from sqtool.report.markdown import clean
+from sqtool.hygiene import clean
 from sqtool.report.verdict import worse_item
 
 if TYPE_CHECKING:

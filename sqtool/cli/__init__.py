@@ -7,7 +7,6 @@ Exit codes: 0 released (or what was asked is done), 1 refused, 2 usage or recipe
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from contextlib import suppress
@@ -134,9 +133,10 @@ def _call(args: list[str] | None) -> int:
         return error.exit_code
     except SqtoolError as error:
         from sqtool.cli.terminal import error_json, show_error
+        from sqtool.hygiene import terminal_json
 
         if "--json" in (sys.argv[1:] if args is None else args):
-            click.echo(json.dumps(error_json(error), indent=2, ensure_ascii=False))
+            click.echo(terminal_json(error_json(error)))
         with suppress(OSError):  # the exit code is the gate, whether anybody reads why or not
             show_error(error)
         return error.exit_code

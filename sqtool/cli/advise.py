@@ -34,8 +34,8 @@ def command(settings: Settings, run: str, rules: bool) -> int:
     recommended. Exit code 0, whatever the advice is.
     """
     from sqtool.cli.terminal import Terminal
+    from sqtool.hygiene import clean
     from sqtool.report.advice import advice_of
-    from sqtool.report.markdown import clean
     from sqtool.runfolder import RunFolder
 
     with Terminal(settings) as terminal:

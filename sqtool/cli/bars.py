@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from sqtool.hygiene import clean, redact
 from sqtool.progress import Task
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Lines:
         log.info(text)
         if self._shown:
             with suppress(OSError):  # a run goes on when nobody looks at it any more
-                self._terminal.err.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+                self._terminal.err.write(f"{time.strftime('%H:%M:%S')} {clean(redact(text))}\n")
                 self._terminal.err.flush()
 
     def note(self, text: str) -> None:
@@ -112,7 +113,7 @@ class _BarTask:
     def describe(self, text: str) -> None:
         from rich.markup import escape
 
-        self._bars.update(self._number, description=escape(text))
+        self._bars.update(self._number, description=escape(clean(text)))
 
 
 class Bars:
@@ -130,9 +131,9 @@ class Bars:
         log.info(text)
         with self._lock:
             if self._bars is not None:
-                self._bars.console.print(Text(text), soft_wrap=True)
+                self._bars.console.print(Text(clean(redact(text))), soft_wrap=True)
             else:
-                self._terminal.err.write(text + "\n")
+                self._terminal.err.write(clean(redact(text)) + "\n")
                 self._terminal.err.flush()
 
     @contextmanager
@@ -143,7 +144,7 @@ class Bars:
         began = time.monotonic()
         with self._lock:
             bars = self._start()
-            number = bars.add_task(escape(description), total=total)
+            number = bars.add_task(escape(clean(description)), total=total)
             self._open += 1
         try:
             yield _BarTask(bars, number)

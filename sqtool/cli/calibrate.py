@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sqtool.cli.options import Settings, common, examples, running
+from sqtool.cli.options import Settings, common, examples, running, trusting
 
 if TYPE_CHECKING:
     from sqtool.cli.terminal import Terminal
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--fix", is_flag=True, help="Add conversations of the sources that hold what is missing.")
 @running
 @common
+@trusting
 def command(settings: Settings, recipe: str, fix: bool, force: tuple[str, ...], wait: bool) -> int:
     """Build RECIPE's calibration set and measure what it covers: of the traffic sample, of the evaluation's items, and
     by kind. Refuses (exit code 1) what the recipe's calibrate.coverage refuses. Nothing is quantized.
@@ -58,8 +59,8 @@ def command(settings: Settings, recipe: str, fix: bool, force: tuple[str, ...], 
 def _show(terminal: Terminal, job: Job, outcome: RunOutcome) -> None:
     from sqtool.cli.runs import as_json
     from sqtool.files import read_json
+    from sqtool.hygiene import clean
     from sqtool.report.coverage import DIMENSION_HEADERS, dimension_rows, dimensions, missing_lines
-    from sqtool.report.markdown import clean
 
     record = outcome.stages[0]
     places = (outcome.folder.stage("calibrate"), outcome.folder.failed("calibrate"))

@@ -6,6 +6,7 @@ import click
 
 from sqtool.cli.options import Settings, common, examples
 from sqtool.errors import EXIT_INFRASTRUCTURE
+from sqtool.hygiene import clean
 
 
 @click.command("doctor", epilog=examples("sqtool doctor", "sqtool doctor --json"))
@@ -25,7 +26,7 @@ def command(settings: Settings) -> int:
             terminal.json({"ok": ready, "checks": [check.to_json() for check in checks]})
         for check in checks:
             mark = click.style("ok  ", fg="green") if check.ok else click.style("LACK", fg="red", bold=True)
-            terminal.say(f"{mark}  {check.name}: {check.detail}")
+            terminal.say(f"{mark}  {clean(check.name)}: {clean(check.detail)}", styled=True)
             if not check.ok and check.remedy:
                 terminal.say(f"      -> {check.remedy}")
         lacking = sum(not check.ok for check in checks)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sqtool.cli.options import Settings, common, examples, running
+from sqtool.cli.options import Settings, common, examples, running, trusting
 
 
 @click.command(
@@ -22,6 +22,7 @@ from sqtool.cli.options import Settings, common, examples, running
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the evaluation.")
 @running
 @common
+@trusting
 def command(
     settings: Settings,
     recipe: str | None,

@@ -37,7 +37,7 @@ def command(settings: Settings, run: str) -> int:
     """
     from sqtool.cli.terminal import Terminal
     from sqtool.explain import explain_run
-    from sqtool.report.markdown import clean
+    from sqtool.hygiene import clean
     from sqtool.runfolder import RunFolder
 
     with Terminal(settings) as terminal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ class Settings:
     quiet: bool = False
     log_file: Path | None = None
     root: Path | None = None
+    trust_remote_code: bool = False
 
     @property
     def here(self) -> Path:
@@ -48,6 +49,21 @@ def common(function: F) -> F:
     @wraps(function)
     def wrapper(*, as_json: bool, quiet: bool, log_file: Path | None, root: Path | None, **other: Any) -> Any:
         return function(Settings(as_json, quiet, log_file, root), **other)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def trusting(function: F) -> F:
+    """--trust-remote-code, as a part of the `Settings`; goes below `common`."""
+
+    @click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Allow the code of others that the recipe asks for: the model's, a task's, a plug-in's. Read it first.",
+    )
+    @wraps(function)
+    def wrapper(settings: Settings, *, trust_remote_code: bool, **other: Any) -> Any:
+        return function(replace(settings, trust_remote_code=trust_remote_code), **other)
 
     return wrapper  # type: ignore[return-value]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sqtool.cli.options import Settings, common, examples
+from sqtool.cli.options import Settings, common, examples, trusting
 
 if TYPE_CHECKING:
     from quantize.preflight.trial import Trial
@@ -43,6 +43,7 @@ WORDS = {"cached": "cached", "run": "will run", "skip": "skipped"}
 )
 @click.option("--wait", is_flag=True, help="With --pilot: wait while another process holds the run.")
 @common
+@trusting
 def command(
     settings: Settings,
     recipe: str,

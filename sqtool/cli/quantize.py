@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sqtool.cli.options import Settings, common, examples, running
+from sqtool.cli.options import Settings, common, examples, running, trusting
 
 
 @click.command(
@@ -28,6 +28,7 @@ from sqtool.cli.options import Settings, common, examples, running
 )
 @running
 @common
+@trusting
 def command(
     settings: Settings, recipe: str, until: str | None, sign_key: Path | None, force: tuple[str, ...], wait: bool
 ) -> int:

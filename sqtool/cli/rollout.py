@@ -131,8 +131,8 @@ def command(
 
 def _rules(path: Path | None) -> Rules:
     from sqtool.errors import DataError
-    from sqtool.recipe.yaml_text import parse
     from sqtool.rollout import Rules, read_rules
+    from sqtool.yaml_text import parse
 
     if path is None:
         return Rules()

@@ -20,7 +20,7 @@ def load_job(terminal: Terminal, recipe: str) -> Job:
 
     settings = terminal.settings
     loaded = load_recipe(find_recipe(recipe, settings.root), settings.root)
-    return job_of(loaded, terminal.progress)
+    return job_of(loaded, terminal.progress, trust_remote_code=settings.trust_remote_code)
 
 
 def run_recipe(
@@ -101,7 +101,9 @@ def show_note(text: str) -> None:
     """A line on stderr that goes with an error."""
     import click
 
-    click.echo(text, err=True)
+    from sqtool.hygiene import clean
+
+    click.echo(clean(text), err=True)
 
 
 def show_facts(terminal: Terminal, facts: Any, *, why: bool = True) -> None:
@@ -131,7 +133,7 @@ def show_facts(terminal: Terminal, facts: Any, *, why: bool = True) -> None:
 
 
 def _plain(text: str) -> str:
-    from sqtool.report.markdown import clean
+    from sqtool.hygiene import clean
 
     return clean(text)
 

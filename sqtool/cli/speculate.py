@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sqtool.cli.options import Settings, common, examples, running
+from sqtool.cli.options import Settings, common, examples, running, trusting
 
 
 @click.command(
@@ -17,6 +17,7 @@ from sqtool.cli.options import Settings, common, examples, running
 @click.argument("recipe")
 @running
 @common
+@trusting
 def command(settings: Settings, recipe: str, force: tuple[str, ...], wait: bool) -> int:
     """Run RECIPE up to the speculate stage: baseline, quantized, speculative and both, on the same traffic.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import io
-import json
 import logging
 import os
 import sys
@@ -18,6 +17,7 @@ import click
 
 from sqtool.cli.options import Settings
 from sqtool.errors import EXIT_CANCELLED, EXIT_INCONCLUSIVE, EXIT_REFUSED, InfrastructureError, RecipeError, SqtoolError
+from sqtool.hygiene import LogFormatter, clean, redact, redact_file, terminal_json
 from sqtool.progress import SILENT, Progress
 
 log = logging.getLogger("sqtool")
@@ -46,7 +46,7 @@ class Terminal:
                 self._log = logging.FileHandler(self.settings.log_file, encoding="utf-8")
             except OSError as error:
                 raise click.UsageError(f"cannot write the log file: {error}") from None
-            self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self._log.setFormatter(LogFormatter())
             log.addHandler(self._log)
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -103,15 +103,16 @@ class Terminal:
             if shown is not None:
                 with contextlib.suppress(OSError):  # nobody reads it any more
                     shown.close()
+            redact_file(path)  # what libraries and children printed did not pass our formatter
 
     def json(self, value: Any) -> None:
         """The one JSON document of a command that was asked for one."""
-        click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+        click.echo(terminal_json(value))
 
-    def say(self, text: str = "") -> None:
-        """A line of the result, for people; nothing with --json."""
+    def say(self, text: str = "", *, styled: bool = False) -> None:
+        """A line of the result, for people; nothing with --json. `styled` text is ours, with colours in it."""
         if not self.settings.json:
-            click.echo(text)
+            click.echo(text if styled else clean(text))
 
     def table(self, headers: tuple[str, ...], rows: tuple[tuple[str, ...], ...], title: str = "") -> None:
         """A table of the result, for people."""
@@ -122,11 +123,11 @@ class Terminal:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, title=clean(title) or None, title_justify="left", pad_edge=False)
         for header in headers:
-            table.add_column(Text(header), overflow="fold")
+            table.add_column(Text(clean(header)), overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(clean(cell)) for cell in row))
         console = Console(file=sys.stdout)
         if console.is_terminal:
             console.print(table)
@@ -153,13 +154,13 @@ def show_error(error: SqtoolError, details: str = "") -> None:
     if isinstance(error, RecipeError):
         count = len(error.problems)
         head = f"the recipe has {count} problem{'s' if count != 1 else ''}:"
-        click.echo(f"Error: {head}\n{_indented(error.message)}", err=True)
+        click.echo(f"Error: {head}\n{_indented(clean(error.message))}", err=True)
     else:
-        click.echo(f"{_word(error)}: {error.message}", err=True)
+        click.echo(f"{_word(error)}: {clean(error.message)}", err=True)
     if error.remedy:
-        click.echo(f"  {error.remedy}", err=True)
+        click.echo(f"  {clean(error.remedy)}", err=True)
     if details:
-        click.echo(f"  {details}", err=True)
+        click.echo(f"  {clean(details)}", err=True)
 
 
 def _word(error: SqtoolError) -> str:
@@ -186,11 +187,11 @@ def show_unexpected(error: BaseException) -> None:
     """An error that nobody thought of: one line, and the traceback in a file."""
     import tempfile
 
-    text = "".join(traceback.format_exception(error))
+    text = redact("".join(traceback.format_exception(error)))
     log.error("unexpected error\n%s", text)
     with tempfile.NamedTemporaryFile("w", prefix="sqtool-", suffix=".log", delete=False, encoding="utf-8") as handle:
         handle.write(text)
-    click.echo(f"Error: {type(error).__name__}: {error}", err=True)
+    click.echo(f"Error: {type(error).__name__}: {clean(redact(str(error)))}", err=True)
     click.echo(f"  This is a defect in sqtool; the traceback is in {handle.name}.", err=True)
 
 

@@ -104,7 +104,7 @@ def rules_of(text: str) -> dict[str, Any]:
     """The gate section of a recipe's text, with every default; `RecipeError` when it is none."""
     from sqtool.errors import RecipeError
     from sqtool.recipe.load import validate
-    from sqtool.recipe.yaml_text import parse
+    from sqtool.yaml_text import parse
 
     recipe, problems = validate(parse(text))
     if recipe is None:
@@ -143,7 +143,7 @@ def as_json(found: Checked) -> dict[str, Any]:
 
 def show(terminal: Terminal, found: Checked) -> int:
     """Print what was found; the exit code."""
-    from sqtool.report.markdown import clean
+    from sqtool.hygiene import clean
 
     code = EXIT_RELEASED if found.ok else EXIT_REFUSED
     if terminal.settings.json:

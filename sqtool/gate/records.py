@@ -123,7 +123,7 @@ def load(path: Path, *, with_fields: bool = False) -> TaskRecords:
     gc.disable()  # a million new rows would be walked again and again by the collector, and none of them is garbage
     try:
         rows: list[Any] = decoder.decode_lines(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _explain(path, data, decoder, error) from None
     finally:
         if collecting:
@@ -182,7 +182,7 @@ def _explain(path: Path, data: bytes, decoder: Any, fault: Exception) -> DataErr
             continue
         try:
             decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return _explain_line(path, number, line, error)
     return DataError(path, f"not JSON lines: {fault}")
 
@@ -190,7 +190,7 @@ def _explain(path: Path, data: bytes, decoder: Any, fault: Exception) -> DataErr
 def _explain_line(path: Path, number: int, line: bytes, error: Exception) -> DataError:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return DataError(path, f"not a JSON record: {error}", line=number)
     scores = value.get("scores") if isinstance(value, dict) else None
     for name, score in scores.items() if isinstance(scores, dict) else ():

@@ -18,6 +18,10 @@ BUILT_IN = ("gen_len", *LOWER_IS_BETTER)
 DEFAULT_METRICS = ("tool_calls.schema_valid", "tool_calls.call_match", "tasks.exact_match", "recall.exact_match")
 
 
+SMALLEST = 1e-4
+"""A margin of a hundredth of a point needs 30,000 items; one near the smallest float has no number of items at all."""
+
+
 class MetricRule(Spec):
     """What one metric must show.
 
@@ -25,9 +29,14 @@ class MetricRule(Spec):
     a baseline of 0.50 fall to 0.495), never both; with neither it is `max_drop: 0.02`.
     """
 
-    max_drop: float | None = Field(default=None, gt=0, lt=1, description="Largest acceptable absolute drop, in (0, 1).")
+    max_drop: float | None = Field(
+        default=None, ge=SMALLEST, lt=1, description="Largest acceptable absolute drop, from 0.0001 to below 1."
+    )
     relative: float | None = Field(
-        default=None, gt=0, lt=1, description="Largest acceptable drop as a share of the baseline's mean, in (0, 1)."
+        default=None,
+        ge=SMALLEST,
+        lt=1,
+        description="Largest acceptable drop as a share of the baseline's mean, from 0.0001 to below 1.",
     )
     gated: bool = Field(default=True, description="false: measured and reported, but it decides nothing.")
     direction: Literal["higher", "lower"] = Field(default="higher", description="Which way is better.")

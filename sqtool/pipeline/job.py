@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqtool.errors import InfrastructureError, UsageError, did_you_mean
+from sqtool.errors import InfrastructureError, Problem, RecipeError, UsageError, did_you_mean
 from sqtool.progress import SILENT, Progress
 from sqtool.spec import Spec
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sqtool.recipe import LoadedRecipe, Recipe
     from sqtool.speculate.spec import SpeculateSpec
 
+NEVER_FETCHED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5")
+"""Weights in formats that run code when they are read, or that nothing here reads."""
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
@@ -33,6 +35,8 @@ class Job:
     checkpoint: Path | None = None
     """A finished candidate that the recipe names; then the quantize stage has nothing to do."""
     trust_remote_code: bool = False
+    foreign_code: tuple[str, ...] = ()
+    """What the recipe asks to run that is neither sqtool's nor installed; allowed at the command line."""
     recipe_path: Path | None = None
     recipe_text: str = ""
     resolved: Mapping[str, Any] = field(default_factory=dict)
@@ -43,9 +47,16 @@ class Job:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
 
-def job_of(loaded: LoadedRecipe, progress: Progress = SILENT) -> Job:
-    """Bind a recipe to this machine. Models that are hub ids are downloaded unless the hub cache has them."""
+def job_of(loaded: LoadedRecipe, progress: Progress = SILENT, *, trust_remote_code: bool = False) -> Job:
+    """Bind a recipe to this machine. Models that are hub ids are downloaded unless the hub cache has them.
+
+    A recipe that asks for somebody's code to be run is a `RecipeError` unless `trust_remote_code`: that is for whoever
+    starts the run to say, never for a file alone.
+    """
     recipe, root, beside = loaded.recipe, loaded.root, loaded.path.resolve().parent
+    asked = foreign_code(loaded)
+    if asked and not trust_remote_code:
+        raise RecipeError(loaded.path, [problem for _, problem in asked])
     model = find_model(
         recipe.model.path or recipe.model.id or "", root, beside, what="model",
         revision=recipe.model.revision, progress=progress,
@@ -68,11 +79,38 @@ def job_of(loaded: LoadedRecipe, progress: Progress = SILENT) -> Job:
         checkpoint=checkpoint,
         seed=recipe.seed,
         trust_remote_code=recipe.model.trust_remote_code,
+        foreign_code=tuple(what for what, _ in asked),
         sections=_located(recipe, root, beside),
         recipe_path=loaded.path,
         recipe_text=loaded.path.read_text(encoding="utf-8-sig"),
         resolved=recipe.model_dump(mode="json"),
     )
+
+
+def foreign_code(loaded: LoadedRecipe) -> list[tuple[str, Problem]]:
+    """Everything in a recipe that would run code of others (what it is, and the problem that says so)."""
+    from evals.harness.code import tagged_files
+    from evals.spec import code_flags
+
+    recipe, found = loaded.recipe, []
+    hint = "read that code; if you trust it, add --trust-remote-code to the command"
+
+    def add(what: str, place: tuple[str | int, ...], message: str) -> None:
+        found.append((what, loaded.problem(place, message, hint)))
+
+    if recipe.model.trust_remote_code:
+        add("the model's", ("model", "trust_remote_code"), "asks to run Python code that comes with the model")
+    for flag in code_flags(recipe.engine.extra_args):
+        add(f"vllm serve {flag}", ("engine", "extra_args"), f"{flag} can run code in the server")
+    harness = recipe.evaluate.lm_eval
+    if harness is not None:
+        place = ("evaluate", "lm_eval")
+        if harness.confirm_run_unsafe_code:
+            message = "asks to run the code that the model answers"
+            add("the model's answers", (*place, "confirm_run_unsafe_code"), message)
+        for path in tagged_files(harness, (loaded.root, loaded.path.resolve().parent)):
+            add(f"lm-eval task {path.name}", place, f"{path} names Python functions (!function)")
+    return found
 
 
 def _located(recipe: Recipe, root: Path, beside: Path) -> dict[str, Spec]:
@@ -139,7 +177,7 @@ def find_model(
     places = [path] if path.is_absolute() else [base / path for base in (root, beside) if base is not None]
     for place in places:
         if (place / "config.json").is_file():
-            return place.resolve()
+            return _checked(place.resolve())
     for place in places:
         if place.is_dir():
             raise UsageError(
@@ -152,6 +190,13 @@ def find_model(
     raise UsageError(
         f"{what}: no such folder: {places[0]}", remedy=_near(next((p for p in places if p.parent.is_dir()), places[0]))
     )
+
+
+def _checked(folder: Path) -> Path:
+    from quantize.vetting import check_model
+
+    check_model(folder)
+    return folder
 
 
 def _near(path: Path) -> str:
@@ -169,15 +214,16 @@ def _from_hub(name: str, revision: str | None, what: str, progress: Progress) ->
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True)).resolve()
+        return _checked(Path(snapshot_download(name, revision=revision, local_files_only=True)).resolve())
     except LocalEntryNotFoundError:
         pass
     progress.note(f"{what}: downloading {name}" + (f" at {revision}" if revision else ""))
     try:
-        return Path(snapshot_download(name, revision=revision)).resolve()
+        folder = Path(snapshot_download(name, revision=revision, ignore_patterns=list(NEVER_FETCHED))).resolve()
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InfrastructureError(
             f"{what}: {name} is no folder here, and it cannot be downloaded: {first}",
             remedy="Check the name, the network and (for a gated model) HF_TOKEN; or give a local folder.",
         ) from None
+    return _checked(folder)

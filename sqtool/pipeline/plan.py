@@ -173,6 +173,7 @@ class _Planner:
                 "text": job.recipe_text,
                 "model": job.shown(job.model),
                 "resolved": dict(job.resolved),
+                "foreign_code": list(job.foreign_code),
             },
         )
 

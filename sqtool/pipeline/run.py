@@ -27,6 +27,7 @@ from sqtool.errors import (
     UsageError,
 )
 from sqtool.files import remove_temporaries, write_json, write_text
+from sqtool.hygiene import LogFormatter, redact
 from sqtool.pipeline import seal
 from sqtool.pipeline.ending import as_sqtool_error, cannot_write, describe
 from sqtool.pipeline.job import Job
@@ -116,7 +117,7 @@ def run(
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(LogFormatter())
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -259,7 +260,7 @@ class _Runner:
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             record.state = "cancelled" if isinstance(error, KeyboardInterrupt | CancelledError) else "failed"
             record.seconds = round(time.monotonic() - began, 3)
-            record.error = str(error) or type(error).__name__
+            record.error = redact(str(error)) or type(error).__name__
             discard(step.folder, keep=kept)
             raise
         self.results[name] = value

@@ -10,12 +10,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from sqtool.errors import Problem, RecipeError, UsageError, did_you_mean
+from sqtool.hygiene import redact
 from sqtool.recipe.model import Recipe, json_schema
 from sqtool.recipe.shape import Shape
-from sqtool.recipe.yaml_text import MAX_BYTES, Document, dotted, parse
-from sqtool.recipe.yaml_text import Path as Place
+from sqtool.yaml_text import MAX_BYTES, Document, dotted, parse, too_large
+from sqtool.yaml_text import Path as Place
 
 MARKER = "pyproject.toml"
+KEPT = "holds what looks like a secret (a token, a key, a password or a signed address)"
+KEPT_HINT = "a recipe is kept with its run and published with the release; name an environment variable instead"
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -72,13 +75,17 @@ def load_recipe(path: Path, root: Path | None = None) -> LoadedRecipe:
     """Read and check the recipe at `path`; `RecipeError` lists every problem. Files that it names are not opened."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise RecipeError(path, [Problem("recipe", 0, f"larger than {MAX_BYTES // 1024} KiB, which no recipe is")])
+            raise RecipeError(path, [too_large()])
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise RecipeError(path, [Problem("recipe", line, "not UTF-8 text")]) from None
-    except OSError as error:
-        raise UsageError(f"cannot read the recipe {path}: {error.strerror or error}") from None
+        raise RecipeError(path, [Problem("recipe", line, "not UTF-8 text", "save the file as UTF-8")]) from None
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read the recipe {path}: {said}", remedy="Give the path of a YAML file.") from None
+    kept = [Problem("recipe", number, KEPT, KEPT_HINT) for number, line in _lines(text) if redact(line) != line]
+    if kept:
+        raise RecipeError(path, kept)
     document = parse(text)
     recipe, problems = validate(document)
     if recipe is None:
@@ -88,6 +95,10 @@ def load_recipe(path: Path, root: Path | None = None) -> LoadedRecipe:
     if crossed:
         raise RecipeError(path, crossed)
     return loaded
+
+
+def _lines(text: str) -> enumerate[str]:
+    return enumerate(text.split("\n"), 1)
 
 
 def validate(document: Document) -> tuple[Recipe | None, list[Problem]]:

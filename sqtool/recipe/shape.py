@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sqtool.recipe.yaml_text import Path
+from sqtool.yaml_text import Path
 
 Schema = Mapping[str, Any]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sqtool.files import read_json, write_text
+from sqtool.hygiene import clean
 from sqtool.report.facts import Facts, collect
 from sqtool.report.html import write_html
 
@@ -27,15 +27,6 @@ class Raw(str):
     """Text that is Markdown already."""
 
     __slots__ = ()
-
-
-def clean(text: str) -> str:
-    """Without control characters and without those that turn the direction of writing; tabs become spaces."""
-    kept = []
-    for character in text.replace("\t", "    "):
-        kind = unicodedata.category(character)
-        kept.append(character if character == "\n" or kind not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else "\ufffd")
-    return "".join(kept)
 
 
 def inline(text: Any) -> str:

@@ -227,7 +227,15 @@ async def _send(
             await _read_stream(_events(response), answer, start, pieces=CUT_AFTER if cut else None)
     except TimeoutError:
         answer.error = f"{TIMED_OUT} {target.timeout:g} s"
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (
+        httpx.HTTPError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         answer.error = f"{type(error).__name__}: {error}"
     return answer
 

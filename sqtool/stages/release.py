@@ -47,6 +47,8 @@ def run(spec: ReleaseSpec, inputs: Inputs, out: Path) -> StageResult:
             "trust_remote_code": inputs.trust_remote_code,
             "digests": digests(inputs),
             **({"speculation": speculation} if speculation else {}),
+            # Who reads the manifest must see that code of others had a hand in it; an empty list says that none had.
+            "foreign_code": list(inputs.recipe.get("foreign_code", ())),
         },
         progress=inputs.progress,
         records=(

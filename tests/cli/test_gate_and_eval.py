@@ -30,7 +30,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
     for name in ("bf16", "w4a16"):
         (tmp_path / "models" / name).mkdir(parents=True)
         (tmp_path / "models" / name / "config.json").write_text("{}")
-        (tmp_path / "models" / name / "model.safetensors").write_text(name)
+        # No tensor, and a note that tells one model from another.
+        header = f'{{"__metadata__":{{"name":"{name}"}}}}'.encode()
+        (tmp_path / "models" / name / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     (tmp_path / "evals/tasks").mkdir(parents=True)
     (tmp_path / "evals/tasks/quiz.yaml").write_text("task: quiz\nitems: quiz.jsonl\nscorer: exact_match\n")
     items = [

@@ -49,7 +49,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     this = Machine()
     (tmp_path / "models/bf16").mkdir(parents=True)
     (tmp_path / "models/bf16/config.json").write_text("{}")
-    (tmp_path / "models/bf16/model.safetensors").write_text("bf16")
+    (tmp_path / "models/bf16/model.safetensors").write_bytes(b"\x02" + b"\0" * 7 + b"{}")
     (tmp_path / "evals/tasks").mkdir(parents=True)
     (tmp_path / "evals/tasks/quiz.yaml").write_text("task: quiz\nitems: quiz.jsonl\nscorer: exact_match\n")
     items = [

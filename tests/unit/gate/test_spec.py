@@ -33,7 +33,7 @@ def test_short_forms() -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"metrics": {"a.x": 0}}, "greater than 0"),
+        ({"metrics": {"a.x": 0}}, "greater than or equal to 0.0001"),
         ({"metrics": {"a.x": 1.0}}, "less than 1"),
         ({"metrics": {"a.x": True}}, "valid dictionary"),
         ({"metrics": {"a.x": {"max_drop": 0.1, "relative": 0.1}}}, "not both"),

@@ -47,7 +47,7 @@ def test_a_hub_id_offline_says_what_to_do(root: Path, monkeypatch: pytest.Monkey
 
     asked = []
 
-    def offline(name: str, *, revision: str | None = None, local_files_only: bool = False) -> str:
+    def offline(name: str, *, revision: str | None = None, local_files_only: bool = False, **_: object) -> str:
         asked.append((name, revision, local_files_only))
         raise LocalEntryNotFoundError("outgoing traffic is disabled")
 

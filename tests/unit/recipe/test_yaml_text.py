@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqtool.recipe.yaml_text import MAX_BYTES, parse
+from sqtool.yaml_text import MAX_BYTES, parse
 
 
 def messages(text: str) -> list[str]:
@@ -76,7 +76,9 @@ def test_syntax_errors_have_a_line() -> None:
 def test_alias_bomb_deep_nesting_and_size() -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"{new}: &{new} [{', '.join(['*' + old] * 10)}]" for old, new in zip("abcdef", "bcdefg", strict=True)]
-    assert messages("\n".join(lines)) == ["0: recipe: expands to more than 20000 values (aliases repeated too often)"]
+    (said,) = messages("\n".join(lines))
+    assert said.endswith(": recipe: expands to more than 20000 values (aliases repeated too often)")
+    assert int(said.partition(":")[0]) >= 1
     assert "deeper" in messages("[" * 100_000)[0]
     assert "deeper" in messages("a: " + "{a: " * 60 + "1" + "}" * 60)[0]
     assert "larger than" in messages("#" * (MAX_BYTES + 1))[0]

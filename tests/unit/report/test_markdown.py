@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from sqtool.hygiene import clean
 from sqtool.report import write_report
-from sqtool.report.markdown import block, clean, code, inline
+from sqtool.report.markdown import block, code, inline
 
 Make = Callable[..., Path]
 READER = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough")

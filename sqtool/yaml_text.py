@@ -8,6 +8,9 @@ large and an alias bomb are problems, each with its line.
 from __future__ import annotations
 
 import math
+import re
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +20,12 @@ MAX_BYTES = 256 * 1024
 MAX_NODES = 20_000
 """Values after aliases are expanded. A recipe has some dozens."""
 MAX_DEPTH = 40
+MAX_DIGITS = 60
+"""Characters of a number; Python itself refuses to print an integer of thousands of digits."""
+REPAIR = "check quotes, colons and indentation there; a text with special characters needs quotes"
 
 Path = tuple[str | int, ...]
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 _CORE = "tag:yaml.org,2002:"
 
 
@@ -43,46 +50,82 @@ def dotted(path: Path) -> str:
     return ".".join(str(part) for part in path) or "recipe"
 
 
+def too_large() -> Problem:
+    """What is said of a file with more than MAX_BYTES; the one problem that has no line."""
+    return Problem("recipe", 0, f"larger than {MAX_BYTES // 1024} KiB, which no recipe is", "is it a data file?")
+
+
 class _TooMuchError(Exception):
-    """The document expands to more than a recipe can be."""
+    """The document expands to more than a recipe can be; `line` is where that was noticed."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 def parse(text: str) -> Document:
     """Read one YAML document. Never raises for bad input: the problems are in the result."""
     document = Document()
     if len(text.encode("utf-8", "replace")) > MAX_BYTES:
-        document.problems.append(Problem("recipe", 0, f"larger than {MAX_BYTES // 1024} KiB, which no recipe is"))
+        document.problems.append(too_large())
         return document
     node = _compose(text, document)
     if document.problems:
         return document
     if node is None:
         document.value = {}
+        document.lines[()] = 1  # what is missing from an empty file is missing on its first line
         return document
     try:
         document.value = _Builder(document).build(node, (), 0)
     except _TooMuchError as error:
-        document.problems.append(Problem("recipe", 0, str(error)))
+        document.problems.append(Problem("recipe", error.line, str(error), "write the values out"))
     return document
 
 
 def _compose(text: str, document: Document) -> Any:
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
+    from ruamel.yaml.reader import ReaderError
 
     try:
-        return YAML(typ="safe", pure=True).compose(text)
+        with warnings.catch_warnings():
+            # An anchor that is given twice is legal YAML; the warning would go to the terminal with the text in it.
+            warnings.simplefilter("ignore", ReusedAnchorWarning)
+            # Events cost no recursion, so what is too deep or too much ends here, before anything is built of it.
+            _measure(YAML(typ="safe", pure=True).parse(text))
+            return YAML(typ="safe", pure=True).compose(text)
+    except _TooMuchError as error:
+        document.problems.append(Problem("recipe", error.line, str(error), "write it flat and short"))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark is not None else 0
+        line = mark.line + 1 if mark is not None else 1
         what = " ".join(part for part in (error.context, error.problem) if part)
-        document.problems.append(Problem("recipe", line, f"not YAML: {what or 'cannot be read'}"))
-    except (YAMLError, ValueError) as error:
-        # ruamel raises a bare ReaderError for characters that YAML forbids.
-        document.problems.append(Problem("recipe", 0, f"not YAML: {' '.join(str(error).split())}"))
-    except RecursionError:
-        document.problems.append(Problem("recipe", 0, "nested deeper than any recipe is"))
+        document.problems.append(Problem("recipe", line, f"not YAML: {what or 'cannot be read'}", REPAIR))
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        message = f"not YAML: the character U+{code:04X} is not allowed"
+        document.problems.append(Problem("recipe", line, message, "delete it, or write it as an escape in quotes"))
+    except (YAMLError, ValueError, AssertionError, LookupError, AttributeError, TypeError) as error:
+        # Broken directives and escapes end in errors of Python's own inside the parser.
+        what = " ".join(str(error).split()) or type(error).__name__
+        document.problems.append(Problem("recipe", 1, f"not YAML: {what}", REPAIR))
     return None
+
+
+def _measure(events: Iterable[Any]) -> None:
+    """`_TooMuchError` for a document that nests too deeply or holds too much, aliases not yet followed."""
+    depth = 0
+    for count, event in enumerate(events, 1):
+        kind = type(event).__name__
+        depth += kind.endswith("StartEvent")
+        depth -= kind.endswith("EndEvent")
+        line = event.start_mark.line + 1 if event.start_mark is not None else 1
+        if depth > MAX_DEPTH + 2:  # stream and document
+            raise _TooMuchError(f"nested deeper than {MAX_DEPTH} levels", line)
+        if count > MAX_NODES:
+            raise _TooMuchError(f"holds more than {MAX_NODES} values", line)
 
 
 class _Builder:
@@ -95,9 +138,9 @@ class _Builder:
         """The plain value of `node`; `line` is that of the key that leads to it (its own for list entries)."""
         self.count += 1
         if self.count > MAX_NODES:
-            raise _TooMuchError(f"expands to more than {MAX_NODES} values (aliases repeated too often)")
+            raise _TooMuchError(f"expands to more than {MAX_NODES} values (aliases repeated too often)", line or 1)
         if len(path) > MAX_DEPTH:
-            raise _TooMuchError(f"nested deeper than {MAX_DEPTH} levels")
+            raise _TooMuchError(f"nested deeper than {MAX_DEPTH} levels", line or 1)
         here = line or node.start_mark.line + 1
         self.document.lines[path] = here
         tag = str(node.tag)
@@ -132,6 +175,9 @@ class _Builder:
                 self.problem(path, line, "has a key that is no text")
                 continue
             key = str(key_node.value)
+            if _UNWRITABLE.search(key):
+                self.problem(path, line, "has a key with a NUL or half a surrogate pair")
+                continue
             if key in value:
                 first = self.document.lines.get((*path, key), 0)
                 self.problem((*path, key), line, f"is given twice (first on line {first})")
@@ -141,6 +187,8 @@ class _Builder:
 
     def scalar(self, text: str, kind: str, path: Path, line: int) -> Any:
         try:
+            if kind in ("int", "float") and len(text) > MAX_DIGITS:
+                raise ValueError(text)
             if kind == "null":
                 return None
             if kind == "bool":
@@ -154,7 +202,12 @@ class _Builder:
                     return None
                 return number
         except ValueError:
-            self.problem(path, line, f"cannot be read as a number: {text!r}", "put it in quotes if it is a text")
+            self.problem(
+                path, line, f"cannot be read as a number: {text[:MAX_DIGITS]!r}", "put it in quotes if it is a text"
+            )
+            return None
+        if _UNWRITABLE.search(text):
+            self.problem(path, line, "holds a NUL or half a surrogate pair", "no file name and no UTF-8 text can")
             return None
         if kind in ("str", "timestamp"):  # a date such as `version: 2026-01-31` stays the text that was written
             return text
