@@ -23,13 +23,15 @@ from sqtool.files import TEMPORARY
 from sqtool.release.manifest import verify_manifest
 from tests.faults.project import Project
 
-STAGES = ("calibrate", "quantize", "evaluate", "gate", "speculate", "release")
+STAGES = ("calibrate", "quantize", "evaluate", "gate", "speculate", "approve", "release")
 CLOCK = frozenset(
     "build built_from started seconds start_seconds created peak_rss_bytes "
     # How often it had to ask, and what it found there, depends on what was disturbed; the answers do not.
     "resumed retried reused "
     # Of a release: its manifest has the time.
-    "manifest_sha256 bytes".split()
+    "manifest_sha256 bytes "
+    # Of its bill of materials.
+    "timestamp serialNumber".split()
 )
 MEASURED = ("arms", "interaction")
 """What speculate.json measures with a clock; the rest of it is compared."""
@@ -93,6 +95,7 @@ def _content(path: Path) -> bytes:
         value.pop("check", None)
     if path.name == "MANIFEST.json":
         value["files"].pop("speculate.json", None)
+        value["files"].pop("bom.cdx.json", None)  # has the time; compared as a file
         value["files"].pop("README.md", None)  # names the day; compared as a file
         value["provenance"].pop("git", None)
     return DAY.sub("DAY-", json.dumps(_timeless(value), sort_keys=True)).encode()

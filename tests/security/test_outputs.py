@@ -86,7 +86,9 @@ def test_an_annotation_is_one_command() -> None:
     assert not CONTROL.search(line)
 
 
-def test_a_terminal_is_told_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_is_told_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # pytest keeps raw log records for its report, and pytest-xdist cannot send a lone surrogate.
+    monkeypatch.setattr(logging.getLogger("sqtool"), "propagate", False)
     with Terminal(Settings()) as terminal:
         terminal.say(HOSTILE)
         terminal.table((HOSTILE,), ((HOSTILE,),))

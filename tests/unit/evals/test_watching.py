@@ -101,6 +101,23 @@ def test_clusters_are_shown_whole() -> None:
         Follower(watch, "t", follower.items, lambda item, _: {"id": item.id}).after(answers)
 
 
+def test_where_it_ends_does_not_depend_on_when_answers_came() -> None:
+    """All answers are there at once when an attempt was killed after its last one, and before it had looked."""
+    from evals.items import Item
+
+    items = [Item.model_validate(text_row(i, "x")) for i in range(60)]
+    ends = []
+    for size in (1, 7, 60):
+        watch = Recording("task")
+        follower = Follower(watch, "t", items, lambda item, _: {"id": item.id})
+        order = [item.id for item in follower.items]
+        with pytest.raises(EnoughError):
+            for end in range(size, 60 + size, size):
+                follower.after({name: () for name in order[:end]})
+        ends.append((follower.shown, [len(batch) for batch in watch.looks]))
+    assert ends == [(32, [16, 16])] * 3
+
+
 @pytest.mark.parametrize(("fickle", "items", "stable"), [(0, 101, True), (5, 2 * N - 1, False)])
 def test_an_engine_that_does_not_agree_with_itself_is_caught(
     project: Path,
