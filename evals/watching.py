@@ -58,8 +58,8 @@ class Follower:
         which every answer is there."""
         while self._answered < len(self.items) and self.items[self._answered].id in answers:
             self._answered += 1
-        # The last item needs no look: then everything is there, and the gate decides. That all answers happen to be there
-        # (of an interrupted attempt, say) skips no look: where an evaluation ends must not depend on when answers came.
+        # The last item needs no look: then everything is there, and the gate decides. But that all answers happen to be
+        # there (an interrupted attempt left them) skips no look: where it ends must not depend on when answers came.
         while (end := self._whole(self.shown + self.watch.every)) <= self._answered and end < len(self.items):
             new = [self.record(item, answers[item.id]) for item in self.items[self.shown : end]]
             self.shown = end

@@ -40,7 +40,7 @@ def run(spec: SpeculateSpec, inputs: Inputs, out: Path) -> StageResult:
         ),
         gate=spec.gate,
         some_items=spec.quality.items is not None,
-        ended_early=[str(task["name"]) for task in verdict.get("stopped", ())],
+        ended_early=[str(part["task"]) for part in verdict.get("stopped", ())],
         verdict=verdict,
         out=out,
     )

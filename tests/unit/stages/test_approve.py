@@ -13,6 +13,7 @@ import pytest
 
 from sqtool.files import read_json, write_json
 from sqtool.gate.judge import judge
+from sqtool.gate.verdict import Stopped, Verdict
 from sqtool.release.spec import ReleaseSpec
 from sqtool.speculate.spec import SpeculateSpec
 from sqtool.stages import approve, release, speculate
@@ -49,6 +50,17 @@ def test_approve_judges_on_what_the_stages_left(measured: Inputs, tmp_path: Path
     assert written["pairs"]["both/quantized"]["outcome"] == "PASS"
     assert not (measured.folders["speculate"] / "speculation_verdict.json").exists()
     approve.check(SpeculateSpec(gate="block"), summary)
+
+
+def test_an_evaluation_that_ended_early_is_compared_on_what_it_asked(measured: Inputs, tmp_path: Path) -> None:
+    path = measured.folders["gate"] / "verdict.json"
+    verdict = Verdict.from_json(path.read_text())
+    (task,) = verdict.inputs["candidate"]
+    stopped = Stopped(task=task, items=300, of=verdict.inputs["candidate"][task].items)
+    path.write_text(verdict.model_copy(update={"stopped": (stopped,)}).to_json())
+    for side in ("baseline", "evaluate"):
+        records(measured.folders[side] / "records", 0, items=range(300))
+    assert approve.run(SpeculateSpec(), measured, out_of(tmp_path)).summary["approved"]
 
 
 def test_few_items_are_the_recipes_wish(measured: Inputs, tmp_path: Path) -> None:
