@@ -80,11 +80,11 @@ def _run(terminal: Any, job: Any, until: str, force: tuple[str, ...], wait: bool
 
 
 def scores(sides: list[tuple[str, Any]]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Means of every metric, overall and by kind, one column a side."""
+    """Means of every metric, overall, by kind and by the slices that the task declares, one column a side."""
     from sqtool.report.numbers import percent
 
     names = {"baseline": "model" if len(sides) == 1 else "baseline", "evaluate": "candidate"}
-    headers = ("task", "kind", "metric", "items", *(names[name] for name, _ in sides))
+    headers = ("task", "kind or slice", "metric", "items", *(names[name] for name, _ in sides))
     rows = []
     for task, result in sides[0][1]["tasks"].items():
         groups = [("all", [side["tasks"].get(task, {}) for _, side in sides])]
@@ -92,9 +92,26 @@ def scores(sides: list[tuple[str, Any]]) -> tuple[tuple[str, ...], tuple[tuple[s
             (kind, [side["tasks"].get(task, {}).get("by_kind", {}).get(kind, {}) for _, side in sides])
             for kind in result.get("by_kind", {})
         ]
+        groups += [
+            (f"{field}={value}", [_slice(side["tasks"].get(task, {}), field, value) for _, side in sides])
+            for field, values in result.get("slices", {}).items()
+            for value in sorted(values, key=_by_number)
+        ]
         for kind, parts in groups:
             for metric in parts[0].get("metrics", {}):
                 values = [part.get("metrics", {}).get(metric) for part in parts]
                 shown = tuple("-" if value is None else percent(value) for value in values)
                 rows.append((task, kind, metric, str(parts[0].get("n", "")), *shown))
     return headers, tuple(rows)
+
+
+def _slice(task: Any, field: str, value: str) -> Any:
+    return task.get("slices", {}).get(field, {}).get(value, {})
+
+
+def _by_number(value: str) -> tuple[float, str]:
+    """2 before 16, and what is no number behind all that are."""
+    try:
+        return float(value), value
+    except ValueError:
+        return float("inf"), value

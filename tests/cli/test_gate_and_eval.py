@@ -16,6 +16,7 @@ import pytest
 import evals.run
 from evals.engine_env import VllmEnv
 from evals.spec import EngineSpec
+from sqtool.cli.evaluate import scores
 from sqtool.runfolder import RunFolder
 from tests.cli.conftest import Sqtool
 
@@ -301,3 +302,11 @@ def test_a_difference_beside_the_weights_refuses(
     assert "allow_differences" in explained.out
     report = (tmp_path / "artifacts/runs" / run / "report.md").read_text()
     assert "that alone refuses" in report
+
+
+def test_scores_of_declared_slices_are_shown_in_the_order_of_their_numbers() -> None:
+    part = {"n": 2, "metrics": {"call_match": 0.5}}
+    task = {"n": 4, "metrics": {"call_match": 0.5}, "slices": {"n_tools": {"16": part, "2": part, "other": part}}}
+    _, rows = scores([("baseline", {"tasks": {"t": task}})])
+    assert [row[1] for row in rows] == ["all", "n_tools=2", "n_tools=16", "n_tools=other"]
+    assert rows[1] == ("t", "n_tools=2", "call_match", "2", "50.00 %")
