@@ -167,9 +167,9 @@ class SpeculateSpec(Spec):
         description="Open loop: shape of the gamma distribution of the gaps. 1: Poisson arrivals; less: bursts.",
     )
     trace: bool = Field(default=False, description="Open loop at the arrival times that the traffic file records.")
-    repeats: int = Field(default=1, ge=1, description="Rounds; each sends the whole sample once per load and arm.")
+    repeats: int = Field(default=2, ge=1, description="Rounds; each sends the whole sample once per load and arm.")
     max_tokens: int = Field(default=128, ge=1, description="Longest answer in tokens; an item's own max_tokens wins.")
-    warmup: int = Field(default=8, ge=0, description="Requests sent to each server before measuring, not counted.")
+    warmup: int = Field(default=32, ge=0, description="Requests sent to each server before measuring, not counted.")
     request_timeout: float = Field(default=120.0, gt=0, description="Seconds after which one request counts as failed.")
     arms: dict[str, ArmSpec] = Field(default_factory=dict, description="Further arms, by name.")
     sweep: SweepSpec | None = Field(default=None, description="Further draft lengths for `both`.")

@@ -17,7 +17,7 @@ from sqtool.runfolder import discard
 from sqtool.speculate.run import preflight, speculate
 from sqtool.speculate.spec import SpeculateSpec
 
-SPEC = SpeculateSpec(traffic="traffic.jsonl", requests=32, max_concurrency=(4,), warmup=3, cancellation=None)
+SPEC = SpeculateSpec(traffic="traffic.jsonl", requests=32, max_concurrency=(4,), warmup=3, repeats=1, cancellation=None)
 ARMS = ["baseline", "quantized", "speculative", "both", "baseline_again"]
 
 

@@ -256,7 +256,7 @@ def test_how_long_speculation_takes(inputs: Inputs, tmp_path: Path, monkeypatch:
     (tmp_path / "log.jsonl").write_text('{"messages": [{"role": "user", "content": "hello"}]}\n')
     inputs = Inputs(**{**vars(inputs), "sections": {**inputs.sections, "evaluate": EvaluateSpec(tasks=("t",))}})
     spec = SpeculateSpec.model_validate(
-        {"traffic": "log.jsonl", "requests": 80, "warmup": 0, "cancellation": None, "request_rate": 8}
+        {"traffic": "log.jsonl", "requests": 80, "warmup": 0, "cancellation": None, "request_rate": 8, "repeats": 1}
     )
     estimate = speculate.preflight(spec, inputs)
     # Four starts, five arms at one closed load and one open one, two arms that answer 180 items.
