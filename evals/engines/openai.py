@@ -181,6 +181,7 @@ def _get(url: str, key: str, keys: Keys, patience: float) -> Any:
         with opener().open(request, timeout=patience) as answer:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
+        error.close()
         remedy = f"Check {keys.api_key_env}." if error.code in (401, 403) else f"Check {keys.url}."
         raise EngineError(f"{url} answers with status {error.code}", remedy=remedy) from None
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:

@@ -101,7 +101,7 @@ def _report(stage: Stage, spec: SpeculateSpec, replicates: int, task: Task) -> d
         "interleaved": stage.plan.get("interleaved"),
         "interleaved_why": stage.plan.get("why"),
         "traffic": {
-            "source": spec.traffic,
+            "source": Path(spec.traffic).name if Path(spec.traffic).is_absolute() else spec.traffic,
             "sha256": stage.sha256,
             "requests": len(stage.traffic),
             "warmup": stage.warmup,

@@ -100,6 +100,7 @@ class UrlServer:
             text = fetch_metrics(self.base_url, self.api_key)
             counters = parse(text) if "vllm:" in text else None
         except urllib.error.HTTPError as error:
+            error.close()
             self.uncounted = f"{where} answers with status {error.code}"
             return None
         except (OSError, ValueError, LookupError) as error:

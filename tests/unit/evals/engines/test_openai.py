@@ -118,3 +118,13 @@ def test_the_only_model(serving: Callable[[Replies], str]) -> None:
     with pytest.raises(UsageError, match="but a, b") as caught:
         only_model(spec(several, "?"), "--baseline-name")
     assert "--baseline-name" in caught.value.remedy
+
+
+def test_a_redirect_does_not_carry_the_key_away(serving: Callable[[Replies], str]) -> None:
+    from evals.engines.openai import opener
+
+    elsewhere = serving({"/v1/models": (200, MODELS)})
+    asked = opener()
+    redirects = [one for one in asked.handlers if type(one).__name__ == "_Stay"]
+    assert redirects
+    assert redirects[0].redirect_request(None, None, 302, "", {}, f"{elsewhere}/v1/models") is None  # type: ignore[attr-defined]
