@@ -21,6 +21,7 @@ from evals.engines.http import by_echo
 from evals.items import Item
 from evals.spec import EngineSpec, GenerationSpec
 from sqtool.errors import EngineError, UsageError, did_you_mean
+from sqtool.files import sha256_text
 from sqtool.progress import Progress
 
 NO_KEY = "none"
@@ -135,6 +136,10 @@ def look(spec: EngineSpec, keys: Keys = ENGINE_KEYS, *, patience: float = PATIEN
     except EngineError:
         version = {}  # the API has no such address; vLLM does
     served = {name: named[model][name] for name in ("owned_by", "root", "max_model_len") if name in named[model]}
+    if str(served.get("root", "")).startswith("/"):
+        # Where a server keeps its models is its owner's business; whether it is the same place is ours.
+        root = str(served["root"])
+        served["root"] = f"{Path(root).name} (path {sha256_text(root)[:12]})"
     return {
         "engine": "openai",
         "version": str(version.get("version", "unknown")) if isinstance(version, dict) else "unknown",

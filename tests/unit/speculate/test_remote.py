@@ -15,6 +15,7 @@ from evals.spec import EngineSpec
 from sqtool.errors import EngineError, UsageError
 from sqtool.files import read_json
 from sqtool.progress import SILENT
+from sqtool.runfolder import discard
 from sqtool.speculate.remote import changed
 from sqtool.speculate.run import preflight, speculate
 from sqtool.speculate.spec import SpeculateSpec
@@ -337,6 +338,26 @@ def test_a_server_that_was_replaced_ends_the_run(four: dict[str, Running], proje
     four["both"].on_post = restart
     with pytest.raises(EngineError, match=r"replaced while it was measured \(version: 9.9.9 then, 10.0.0 now\)"):
         run(project, spec_of(four))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_the_next_run_takes_finished_arms_unless_a_server_is_another_one(
+    four: dict[str, Running], project: Path, replaced: bool
+) -> None:
+    spec = spec_of(four, interleave="never")
+    four["both"].on_post = lambda _: 500
+    with pytest.raises(EngineError, match=r"every one of 2 requests failed.*at http://"):
+        run(project, spec)
+    discard(project / "stage", keep=project / "failed")
+    four["both"].on_post = lambda _: 200
+    four["quantized"].version = "10.0.0" if replaced else "9.9.9"
+    asked = {name: server.posts for name, server in four.items()}
+    run(project, spec, earlier=project / "failed")
+    again = {name for name, server in four.items() if server.posts > asked[name]}
+    # The control, which comes last, is asked of the baseline's server in any case.
+    assert again == (set(NAMES) if replaced else {"both", "baseline"})
+    assert four["baseline"].posts - asked["baseline"] == (28 if replaced else 14)
+    assert "/models/" not in everything_written(project)
 
 
 def test_a_result_is_stale_when_its_server_is_another_one(four: dict[str, Running], project: Path) -> None:

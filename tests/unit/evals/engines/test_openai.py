@@ -14,6 +14,7 @@ import pytest
 from evals.engines.openai import OpenAiEngine, only_model
 from evals.spec import EngineSpec
 from sqtool.errors import EngineError, UsageError
+from sqtool.files import sha256_text
 from sqtool.progress import SILENT
 
 KEY = "SQTOOL_TEST_KEY"
@@ -66,7 +67,8 @@ def test_facts(serving: Callable[[Replies], str], tmp_path: Path) -> None:
         assert not engine.endpoint.vllm, "its further parameters are not ours to send"
     assert (facts["engine"], facts["version"], facts["device_class"]) == ("openai", "0.32.0", "unknown")
     assert facts["device"] == f"llama at {url}"
-    assert facts["served"] == {"owned_by": "vllm", "root": "/models/llama", "max_model_len": 4096}
+    root = f"llama (path {sha256_text('/models/llama')[:12]})"
+    assert facts["served"] == {"owned_by": "vllm", "root": root, "max_model_len": 4096}
     bare = serving({"/v1/models": (200, MODELS)})
     with OpenAiEngine(spec(bare), model=tmp_path, out=tmp_path, root=tmp_path, progress=SILENT) as engine:
         assert engine.facts()["version"] == "unknown"
