@@ -10,6 +10,7 @@ import re
 import urllib.error
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -103,7 +104,7 @@ class UrlServer:
             error.close()
             self.uncounted = f"{where} answers with status {error.code}"
             return None
-        except (OSError, ValueError, LookupError) as error:
+        except (OSError, HTTPException, ValueError, LookupError, ArithmeticError) as error:
             self.uncounted = f"{where} cannot be read ({self.without_key(str(error))[:200]})"
             return None
         names = sorted(set(_MODEL.findall(text)))

@@ -126,7 +126,7 @@ class Session:
             return UNCOUNTED
         try:
             return read_settled(lambda: fetch_metrics(self.server.base_url, self.server.api_key))
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, ValueError, LookupError, ArithmeticError) as error:
             raise self.server.failure(f"/metrics does not answer ({error})") from error
 
     def sample(self, progress: Progress) -> None:
