@@ -250,11 +250,11 @@ class SpeculateSpec(Spec):
             return data
         filled = dict(arms)
         for name, arm in arms.items():
-            if not isinstance(arm, dict) or not arm.get("url"):
+            if not isinstance(arm, dict):
                 continue
             if name in MADE:
                 filled[name] = {**dict(zip(("target", "speculative"), MADE[name], strict=True)), **arm}
-            elif "target" not in arm and (hint := did_you_mean(str(name), FOUR)).startswith("did"):
+            elif arm.get("url") and "target" not in arm and (hint := did_you_mean(str(name), FOUR)).startswith("did"):
                 raise ValueError(f"arms.{name} needs target: it is none of the four arms; {hint}")
         return {**data, "arms": filled}
 

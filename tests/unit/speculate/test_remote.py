@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from evals.spec import EngineSpec
+from evals.spec import EngineSpec, EvaluateSpec
 from sqtool.errors import EngineError, UsageError
 from sqtool.files import read_json
 from sqtool.progress import SILENT
@@ -85,6 +85,12 @@ class Running:
                 with outer.lock:
                     outer.tokens += 2 + outer.extra_tokens
                     outer.verified += 1
+                if not body.get("stream"):
+                    message = {"role": "assistant", "content": body["messages"][-1]["content"]}
+                    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+                    counts = {"prompt_tokens": 3, "completion_tokens": 2}
+                    self.reply(json.dumps({"model": outer.said, "choices": choices, "usage": counts}))
+                    return
                 choice = {"index": 0, "delta": {"content": body["messages"][-1]["content"]}, "finish_reason": "stop"}
                 usage = {"prompt_tokens": 3, "completion_tokens": 2}
                 parts = (
@@ -205,6 +211,17 @@ def test_beside_servers_that_are_started_here(fake: Any, four: dict[str, Running
     again = read_json(project / "stage.tmp/arms/baseline_again/arm.json")
     assert "shares_server_of" not in again
     assert str(project) not in (project / "stage.tmp/speculate.json").read_text()
+
+
+def test_the_tasks_are_asked_of_the_arms_servers_too(four: dict[str, Running], project: Path) -> None:
+    item = {"messages": [{"role": "user", "content": "say it"}], "expected": {"text": "say it"}}
+    (project / "items.jsonl").write_text("".join(json.dumps({**item, "id": f"i{n}"}) + "\n" for n in range(5)))
+    (project / "echo.yaml").write_text("task: echo\nitems: items.jsonl\nscorer: exact_match\n")
+    report = run(project, spec_of(four), evaluate=EvaluateSpec(tasks=("echo.yaml",), retries=0))
+    assert report["arms"]["both"]["quality"]["echo/exact_match"] == 1.0
+    assert report["arms"]["quantized"]["quality"] is None
+    assert sum(not body.get("stream") for body in four["both"].bodies) == 5
+    assert KEY not in everything_written(project)
 
 
 def test_without_metrics_nothing_is_counted_and_the_reason_said(four: dict[str, Running], project: Path) -> None:
