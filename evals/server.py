@@ -214,7 +214,7 @@ class VllmServer:
                 "tensor_parallel_size": self.spec.tensor_parallel_size,
                 "flags": flags,
                 "environment": {
-                    k: v
+                    k: "[a path]" if v.startswith("/") else v  # where this machine keeps things is not kept
                     for k, v in sorted({**DEFAULT_ENVIRONMENT, **os.environ}.items())
                     if k.startswith("VLLM_") and not is_secret(k)
                 },

@@ -54,6 +54,21 @@ def code_flags(words: Sequence[str]) -> list[str]:
     return sorted({flag for word in words if (flag := _means(word, CODE_FLAGS)) is not None})
 
 
+def server_address(value: str) -> str:
+    """The address of an OpenAI-compatible server without its /v1; `ValueError` for one that is none, or that holds a
+    secret (which the message does not repeat)."""
+    parts = urlsplit(value)
+    if "@" in value or parts.query or parts.fragment:
+        raise ValueError("an address with a name, a password or a query would be kept; use api_key_env")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"expected an address such as http://host:8000/v1, found {value!r}")
+    try:
+        parts.port  # noqa: B018 - the property looks at it
+    except ValueError as error:
+        raise ValueError(f"expected an address such as http://host:8000/v1, found {value!r}: {error}") from None
+    return value.rstrip("/").removesuffix("/v1")
+
+
 _OPENAI_KEYS = ("base_url", "model", "candidate_base_url", "candidate_model", "api_key_env")
 _HF_KEYS = ("device", "dtype", "tool_call_parser", "batch_size")
 _NOT_VLLM = frozenset((*_OPENAI_KEYS, "batch_size"))
@@ -154,14 +169,7 @@ class EngineSpec(Spec):
     @field_validator("base_url", "candidate_base_url")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"expected an address such as http://host:8000/v1, found {value!r}")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("an address with a name, a password or a query would be kept; use api_key_env")
-        return value.rstrip("/").removesuffix("/v1")
+        return None if value is None else server_address(value)
 
     @classmethod
     def keys_of(cls, kind: str) -> tuple[str, ...]:

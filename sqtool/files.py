@@ -64,6 +64,14 @@ def remove_temporaries(folder: Path, *, older_than: float = 0.0) -> list[str]:
     return sorted(gone)
 
 
+def shown_place(path: Path, root: Path) -> str:
+    """A path for files that others will read: relative to `root` where it is below it, else its last name alone."""
+    if path.is_relative_to(root) and ".." not in path.parts:
+        return path.relative_to(root).as_posix()
+    found, home = path.resolve(), root.resolve()
+    return found.relative_to(home).as_posix() if found.is_relative_to(home) else path.name
+
+
 def canonical_json(value: Any) -> str:
     """The one JSON text of `value`: sorted keys, no spaces, no NaN. Digests are taken over it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

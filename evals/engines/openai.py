@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,12 +21,26 @@ from evals.engines.http import by_echo
 from evals.items import Item
 from evals.spec import EngineSpec, GenerationSpec
 from sqtool.errors import EngineError, UsageError, did_you_mean
+from sqtool.files import sha256_text
 from sqtool.progress import Progress
 
 NO_KEY = "none"
 """What is sent where no key is needed; some servers want the header all the same."""
 PATIENCE = 15.0
 """Seconds for the few requests that say what a server is."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """How the recipe calls what a message is about."""
+
+    url: str = "engine.base_url"
+    model: str = "`engine.model` (or `candidate_model`)"
+    api_key_env: str = "engine.api_key_env"
+    instead: str = " `engine: {kind: vllm}` starts a server by itself."
+
+
+ENGINE_KEYS = Keys()
 
 
 class OpenAiEngine:
@@ -38,9 +54,9 @@ class OpenAiEngine:
         self._facts: dict[str, Any] = {}
 
     def __enter__(self) -> OpenAiEngine:
-        self._facts = _look(self.spec)
+        self._facts = look(self.spec)
         base_url, model = _place(self.spec)
-        self.endpoint = Endpoint(base_url, _key(self.spec), model, retried=self.retried)
+        self.endpoint = Endpoint(base_url, key_of(self.spec), model, retried=self.retried)
         return self
 
     def __exit__(
@@ -78,7 +94,7 @@ class OpenAiEngine:
     @staticmethod
     def check(spec: EngineSpec, root: Path) -> None:
         """`UsageError` without the key, `EngineError` when the server does not answer or does not have the model."""
-        _look(spec)
+        look(spec)
 
     @staticmethod
     def fingerprint(spec: EngineSpec, root: Path) -> dict[str, Any]:
@@ -92,33 +108,38 @@ def _place(spec: EngineSpec) -> tuple[str, str]:
     return spec.base_url, spec.model
 
 
-def _key(spec: EngineSpec) -> str:
+def key_of(spec: EngineSpec, keys: Keys = ENGINE_KEYS) -> str:
+    """The key from the environment, or `NO_KEY`; `UsageError` where the variable is not set."""
     if spec.api_key_env is None:
         return NO_KEY
     value = os.environ.get(spec.api_key_env, "").strip()
     if not value:
         raise UsageError(
-            f"engine.api_key_env names the environment variable {spec.api_key_env}, which is not set",
+            f"{keys.api_key_env} names the environment variable {spec.api_key_env}, which is not set",
             remedy=f"export {spec.api_key_env}=...   (or leave api_key_env out where no key is needed)",
         )
     return value
 
 
-def _look(spec: EngineSpec) -> dict[str, Any]:
-    """What the server says of itself; `EngineError` when it does not have the model."""
+def look(spec: EngineSpec, keys: Keys = ENGINE_KEYS, *, patience: float = PATIENCE) -> dict[str, Any]:
+    """What the server says of itself; `EngineError` when it does not have the model. `patience` is in seconds."""
     base_url, model = _place(spec)
-    key = _key(spec)
-    named = _models(base_url, key)
+    key = key_of(spec, keys)
+    named = _models(base_url, key, keys, patience)
     if model not in named:
         raise EngineError(
             f"{base_url} does not serve {model!r}; {did_you_mean(model, sorted(named)) if named else 'it lists none'}",
-            remedy="`engine.model` (or `candidate_model`) is a name that the server's /v1/models lists.",
+            remedy=f"{keys.model} is a name that the server's /v1/models lists.",
         )
     try:
-        version = _get(f"{base_url}/version", key)
+        version = _get(f"{base_url}/version", key, keys, patience)
     except EngineError:
         version = {}  # the API has no such address; vLLM does
     served = {name: named[model][name] for name in ("owned_by", "root", "max_model_len") if name in named[model]}
+    if str(served.get("root", "")).startswith("/"):
+        # Where a server keeps its models is its owner's business; whether it is the same place is ours.
+        root = str(served["root"])
+        served["root"] = f"{Path(root).name} (path {sha256_text(root)[:12]})"
     return {
         "engine": "openai",
         "version": str(version.get("version", "unknown")) if isinstance(version, dict) else "unknown",
@@ -133,31 +154,44 @@ def _look(spec: EngineSpec) -> dict[str, Any]:
 def only_model(spec: EngineSpec, option: str) -> str:
     """The name of the one model that the server of `spec` has; `UsageError` naming `option` when there are others."""
     base_url, _ = _place(spec)
-    names = sorted(_models(base_url, _key(spec)))
+    names = sorted(_models(base_url, key_of(spec), ENGINE_KEYS, PATIENCE))
     if len(names) != 1:
         listed = ", ".join(names) or "none"
         raise UsageError(f"{base_url} does not serve exactly one model but {listed}", remedy=f"Choose with {option}.")
     return names[0]
 
 
-def _models(base_url: str, key: str) -> dict[str, dict[str, Any]]:
+def _models(base_url: str, key: str, keys: Keys, patience: float) -> dict[str, dict[str, Any]]:
     """What the server lists, by name."""
-    listing = _get(f"{base_url}/v1/models", key)
+    listing = _get(f"{base_url}/v1/models", key, keys, patience)
     entries = listing.get("data") if isinstance(listing, dict) else None
     return {str(entry.get("id")): entry for entry in entries or () if isinstance(entry, dict)}
 
 
-def _get(url: str, key: str) -> Any:
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows nothing: a redirect would carry the key to whatever host it names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def opener() -> urllib.request.OpenerDirector:
+    """Opens addresses as they are: through no proxy, whatever the environment says, and after no redirect."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay())
+
+
+def _get(url: str, key: str, keys: Keys, patience: float) -> Any:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=PATIENCE) as answer:
+        with opener().open(request, timeout=patience) as answer:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
-        remedy = "Check engine.api_key_env." if error.code in (401, 403) else "Check engine.base_url."
+        error.close()
+        remedy = f"Check {keys.api_key_env}." if error.code in (401, 403) else f"Check {keys.url}."
         raise EngineError(f"{url} answers with status {error.code}", remedy=remedy) from None
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise EngineError(
             f"no OpenAI-compatible server answers at {url}: {reason}",
-            remedy="Start it, or correct engine.base_url. `engine: {kind: vllm}` starts a server by itself.",
+            remedy=f"Start it, or correct {keys.url}.{keys.instead}",
         ) from None

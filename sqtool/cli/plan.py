@@ -175,6 +175,8 @@ def _details(step: Step) -> str:
     if "requests" in details:
         loads = f" at {', '.join(details['loads'])}" if details.get("loads") else ""
         words.append(f"{details['arms']} arms x {details['requests']} requests{loads}")
+        if there := details.get("elsewhere"):
+            words.append(", ".join(f"{arm} at {url}" for arm, url in there.items()))
     if "gate" in details:
         words.append(f"{details['gate']['tests']} tests")
     return ", ".join(words)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqtool.files import shown_place
 from sqtool.report.markdown import inline
 
 FLAG = "--speculative-config"
@@ -23,12 +24,12 @@ DRAFTER = "The drafter is not part of this release; put it where the command fin
 
 def facts_of(verdict: Mapping[str, Any], *, root: Path, draft: Path | None) -> dict[str, Any]:
     """What a release keeps of speculation_verdict.json: approved, config (with the drafter as a path below `root` where
-    it is there), reasons."""
+    it is there, else by its folder's name: where somebody's files lie is nobody else's business), reasons."""
     config = dict(verdict.get("speculative_config") or {})
     model = config.get("model")
-    if model is not None and draft is not None and Path(str(model)).name == draft.name:
-        inside = draft.resolve().is_relative_to(root.resolve())
-        config["model"] = str(draft.resolve().relative_to(root.resolve())) if inside else str(draft)
+    if model is not None:
+        own = draft if draft is not None and draft.name == Path(str(model)).name else Path(str(model))
+        config["model"] = shown_place(own, root) if own.is_absolute() else own.as_posix()
     return {
         "approved": verdict.get("approved") is True,
         "config": config,

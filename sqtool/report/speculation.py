@@ -104,7 +104,20 @@ def _compact(measured: Measured) -> Table:
         f"{traffic.get('requests')} requests ({loads}) after {traffic.get('warmup')} to warm up, the same for every "
         f"arm. {method}, {drafted} draft tokens. Gain: the median request, as a speed-up over the baseline."
     )
-    return Table(headers, tuple(rows), (note,))
+    return Table(headers, tuple(rows), (note, *_elsewhere(measured)))
+
+
+def _elsewhere(measured: Measured) -> list[str]:
+    """Which arms were asked of servers that sqtool did not start."""
+    arms = {name: measured.report["arms"][name].get("server") for name in names(measured)}
+    there = [f"{arm_name(name)} ({server.get('url')})" for name, server in arms.items() if server]
+    if not there:
+        return []
+    said = (
+        f"Asked of servers that ran already and are not sqtool's: {', '.join(there)}. Gains are between the servers as "
+        "they are, whatever machines they run on; memory, start and kernels of these arms are not known."
+    )
+    return [said]
 
 
 def _sections(measured: Measured, approval: Mapping[str, Any] | None) -> list[Section]:
@@ -119,7 +132,9 @@ def _sections(measured: Measured, approval: Mapping[str, Any] | None) -> list[Se
     plots = tuple(Plot(file, alt) for file, alt in alts.items())
     tables = tuple((title, table) for title, table in _whole(measured) if table.rows)
     if tables or plots:
-        sections.append(Section("Speculative decoding, all loads", tables, tuple(_sampling(measured)), plots))
+        sections.append(
+            Section("Speculative decoding, all loads", tables, (*_elsewhere(measured), *_sampling(measured)), plots)
+        )
     missing = _missing(measured)
     if missing.rows:
         sections.append(Section("Not measured, and why", (("", missing),)))

@@ -72,10 +72,13 @@ def acceptance(frame: Frame, resamples: Resamples, missing: Missing, kind: str |
     """The `speculation` entry of an arm or kind: counts, rates, intervals, source, and the two sources compared."""
     counts = counts_of(frame, resamples, kind)
     if counts is None:
-        reason = "the server counted no speculative decoding" if kind is None else NO_REPORTS
+        usual = "the server counted no speculative decoding" if kind is None else NO_REPORTS
+        reason = frame.uncounted or usual
         return missing.add(
             "acceptance" if kind is None else "acceptance by kind", reason, arm=frame.arm, load=frame.load
         )
+    if frame.uncounted and counts.source == "metrics":
+        missing.add("acceptance of some blocks", frame.uncounted, arm=frame.arm, load=frame.load)
     total = counts.total
     entry: dict[str, Any] = {**total.to_dict(), "ci": None, "source": counts.source}
     if total.draft_tokens:

@@ -101,7 +101,7 @@ def _report(stage: Stage, spec: SpeculateSpec, replicates: int, task: Task) -> d
         "interleaved": stage.plan.get("interleaved"),
         "interleaved_why": stage.plan.get("why"),
         "traffic": {
-            "source": spec.traffic,
+            "source": Path(spec.traffic).name if Path(spec.traffic).is_absolute() else spec.traffic,
             "sha256": stage.sha256,
             "requests": len(stage.traffic),
             "warmup": stage.warmup,
@@ -136,6 +136,8 @@ def _arm(analysis: _Analysis, arm: Arm) -> dict[str, Any]:
         analysis.missing.add(f"memory.{measure}", str(reason), arm=arm.name)
     if not memory:
         analysis.missing.add("memory", "the arm's arm.json has none", arm=arm.name)
+    for measure, reason in (arm.info.get("missing") or {}).items():
+        analysis.missing.add(measure, str(reason), arm=arm.name)
     for measure, reason in ((arm.probe or {}).get("missing") or {}).items():
         analysis.missing.add(f"probe.{measure}", str(reason), arm=arm.name)
     if arm.probe is None:
@@ -151,6 +153,7 @@ def _arm(analysis: _Analysis, arm: Arm) -> dict[str, Any]:
         "engine": arm.info.get("engine"),
         "memory": memory or None,
         "start_seconds": arm.info.get("start_seconds"),
+        **({"server": arm.info["server"]} if arm.info.get("server") else {}),
         "quality": arm.quality,
         "probe": None if arm.probe is None else {**arm.probe, **recovery(arm.probe)},
     }

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evals.spec import EngineSpec
-from sqtool.speculate.spec import CONTROL, HEADS, ArmSpec, DraftSpec, SpeculateSpec, speculative_config
+from sqtool.files import shown_place
+from sqtool.speculate.spec import CONTROL, FOUR, HEADS, ArmSpec, DraftSpec, SpeculateSpec, speculative_config
 
 PER_REQUEST_FLAG = ("--per-request-spec-decode-metrics", "summary")
 
@@ -24,7 +25,15 @@ class Arm:
     drafts: DraftSpec | None = None
     """Who drafts, with every key filled in; None for an arm that does not speculate."""
     drafter: Path | None = None
-    """Folder of the draft model or head; None where the prompt or the target itself drafts."""
+    """Folder of the draft model or head; None where the prompt or the target itself drafts, and at a server that runs
+    already."""
+    drafter_name: str | None = None
+    """What files call the drafter, without its place on this machine."""
+
+    @property
+    def url(self) -> str | None:
+        """Address of the server that runs already (without /v1); None for an arm that sqtool serves itself."""
+        return self.engine.base_url if self.engine.kind == "openai" else None
 
     @property
     def speculates(self) -> bool:
@@ -37,7 +46,7 @@ class Arm:
             return None
         drafter = self.drafter
         return speculative_config(
-            self.drafts, None if drafter is None else drafter.name if shown else str(drafter.resolve())
+            self.drafts, self.drafter_name if shown else None if drafter is None else str(drafter.resolve())
         )
 
     def extra_args(self, *, per_request: bool) -> list[str]:
@@ -54,26 +63,38 @@ def arms_of(
     """All arms of a recipe; the four first, the control last. `draft` is the recipe's draft model."""
     models: dict[Literal["baseline", "quantized"], Path] = {"baseline": baseline, "quantized": candidate}
 
-    def arm(name: str, target: Literal["baseline", "quantized"], drafts: DraftSpec | None, own: EngineSpec) -> Arm:
+    def arm(
+        name: str, target: Literal["baseline", "quantized"], drafts: DraftSpec | None, changes: ArmSpec | None = None
+    ) -> Arm:
         drafter = None if drafts is None else drafter_of(drafts, draft, root)
-        return Arm(name, target, models[target], own, drafts, drafter)
+        shown = None if drafter is None else shown_place(drafter, root)
+        elsewhere = spec.elsewhere(name)
+        if elsewhere is not None:
+            return Arm(name, target, models[target], _server(elsewhere), drafts, None, shown)
+        own = engine if changes is None else engine_of(engine, changes)
+        return Arm(name, target, models[target], own, drafts, drafter, shown)
 
     usual = spec.drafting()
     found = [
-        arm("baseline", "baseline", None, engine),
-        arm("quantized", "quantized", None, engine),
-        arm("speculative", "baseline", usual, engine),
-        arm("both", "quantized", usual, engine),
+        arm("baseline", "baseline", None),
+        arm("quantized", "quantized", None),
+        arm("speculative", "baseline", usual),
+        arm("both", "quantized", usual),
     ]
     for k in dict.fromkeys(spec.sweep.num_speculative_tokens if spec.sweep is not None else ()):
         if k != usual.num_speculative_tokens:
             drafts = usual.model_copy(update={"num_speculative_tokens": k})
-            found.append(arm(f"both_k{k}", "quantized", drafts, engine))
+            found.append(arm(f"both_k{k}", "quantized", drafts))
     for name, extra in spec.arms.items():
-        found.append(arm(name, extra.target, _drafts(spec, extra), engine_of(engine, extra)))
+        if name not in FOUR:
+            found.append(arm(name, extra.target, _drafts(spec, extra), extra))
     if spec.control:
-        found.append(arm(CONTROL, "baseline", None, engine))
+        found.append(arm(CONTROL, "baseline", None))
     return tuple(found)
+
+
+def _server(arm: ArmSpec) -> EngineSpec:
+    return EngineSpec(kind="openai", base_url=arm.url, model=arm.model, api_key_env=arm.api_key_env)
 
 
 def _drafts(spec: SpeculateSpec, arm: ArmSpec) -> DraftSpec | None:

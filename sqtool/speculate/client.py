@@ -26,6 +26,11 @@ CUT_AFTER = 2
 """Pieces of an answer after which the cancellation probe hangs up: the server is then in the middle of it."""
 HUNG_UP = "cut off by the client"
 TIMED_OUT = "no whole answer within"
+OTHER_MODEL = "answered by another model, which calls itself"
+
+
+class OtherModelError(Exception):
+    """An answer of another model than the one that was asked for."""
 
 
 @dataclass
@@ -82,6 +87,10 @@ class Target:
     model: str
     timeout: float
     """Seconds after which one request counts as failed."""
+    vllm: bool = True
+    """Whether the server takes vLLM's own parameters; of another one only the temperature can be assumed."""
+    declared: bool = False
+    """Whether an answer must come from the model of that name: anybody may stand behind a server that runs already."""
 
     def body(self, request: Request, salt: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON of a chat request: greedy unless `sampling` says otherwise. Every sampling parameter is named, for
@@ -95,12 +104,12 @@ class Target:
         return {
             **request.body,
             "model": self.model,
-            **NEUTRAL,
+            **(NEUTRAL if self.vllm else {}),
             "temperature": 0,
             **drawn,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "cache_salt": salt,
+            **({"cache_salt": salt} if self.vllm else {}),
         }
 
 
@@ -224,7 +233,10 @@ async def _send(
                 detail = (await response.aread()).decode(errors="replace")[:300]
                 answer.error = f"HTTP {response.status_code}: {detail}"
                 return answer
-            await _read_stream(_events(response), answer, start, pieces=CUT_AFTER if cut else None)
+            model = target.model if target.declared else None
+            await _read_stream(_events(response), answer, start, pieces=CUT_AFTER if cut else None, model=model)
+    except OtherModelError as error:
+        answer.error = str(error)
     except TimeoutError:
         answer.error = f"{TIMED_OUT} {target.timeout:g} s"
     except (
@@ -247,9 +259,16 @@ async def _events(response: httpx.Response) -> AsyncIterator[str]:
             yield line[5:].strip()
 
 
-async def _read_stream(events: AsyncIterator[str], answer: Answer, start: float, *, pieces: int | None = None) -> None:
+async def _read_stream(
+    events: AsyncIterator[str],
+    answer: Answer,
+    start: float,
+    *,
+    pieces: int | None = None,
+    model: str | None = None,
+) -> None:
     """Fill `answer` from the events of one stream; ValueError when it breaks the protocol or ends early. With `pieces`
-    the client hangs up after so many."""
+    the client hangs up after so many; with `model`, nothing that calls itself otherwise is read."""
     texts: list[str] = []
     calls: dict[int, dict[str, str]] = {}
     last: float | None = None
@@ -262,6 +281,8 @@ async def _read_stream(events: AsyncIterator[str], answer: Answer, start: float,
         chunk = json.loads(data)
         if "error" in chunk:
             raise ValueError(f"the server answered {str(chunk['error'])[:300]}")
+        if model is not None and chunk.get("model") not in (None, model):
+            raise OtherModelError(f"{OTHER_MODEL} {str(chunk['model'])[:100]!r}")
         for choice in chunk.get("choices") or ():
             if last is None:
                 answer.ttft_s = now - start

@@ -9,7 +9,6 @@ usage chunk when streaming) with `num_spec_steps`, `num_draft_tokens`, `num_acce
 from __future__ import annotations
 
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -154,10 +153,10 @@ def read_settled(fetch: Callable[[], str], *, pause: Callable[[float], None] = t
 
 def fetch_metrics(base_url: str, api_key: str) -> str:
     """The text of `/metrics`; OSError when the server does not answer."""
+    from evals.engines.openai import opener
+
     request = urllib.request.Request(f"{base_url}/metrics", headers={"Authorization": f"Bearer {api_key}"})
-    # Local addresses never go through a proxy, whatever the environment says.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=30) as answer:
+    with opener().open(request, timeout=30) as answer:
         text: str = answer.read().decode()
         return text
 

@@ -29,6 +29,8 @@ _MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_lay
 def check_arms(arms: Sequence[Arm]) -> None:
     """`UsageError` or `DataError` for the first arm that cannot be, or that would measure something else."""
     for arm in arms:
+        if arm.url is not None:
+            continue  # what it serves is not here to be looked at
         check_flags(arm)
         if arm.drafts is not None:
             check_drafter(arm)

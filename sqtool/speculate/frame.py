@@ -52,6 +52,11 @@ class Frame:
         return sum(block.seconds for block in self.blocks)
 
     @property
+    def uncounted(self) -> str:
+        """Why the server's counters say nothing, or not everything; empty where they do."""
+        return next((block.note for block in self.blocks if block.note), "")
+
+    @property
     def open_loop(self) -> bool:
         """Whether requests were sent at times of their own, and not as earlier ones ended."""
         return is_open(self.load)

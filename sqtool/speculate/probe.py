@@ -10,6 +10,7 @@ from typing import Any
 
 from sqtool.speculate.client import HUNG_UP, Answer, Pass
 from sqtool.speculate.counters import fetch_metrics, parse
+from sqtool.speculate.remote import UrlServer
 from sqtool.speculate.session import Session
 from sqtool.speculate.spec import CancellationSpec
 from sqtool.speculate.traffic import Request
@@ -36,14 +37,17 @@ def probe(session: Session, spec: CancellationSpec, *, pause: Callable[[float], 
     idle = session.counters()
     before = _send(session, requests, "probe before")
     during = _send(session, requests, "probe cut", cut)
-    running, usage = _settle(session, idle.kv_usage, pause)
+    unseen = session.server.uncounted if isinstance(session.server, UrlServer) else ""
+    running, usage = ([], None) if unseen else _settle(session, idle.kv_usage, pause)
     after = _send(session, requests, "probe after")
     dropped = [answer.id for answer in during if answer.error == HUNG_UP]
     said = {answer.id: answer.said for answer in before if answer.ok}
     again = _send(session, [request for request in requests if request.id in dropped], "probe retry")
     missing = {}
     if usage is None:
-        missing["kv_usage"] = "the server reports no use of its KV cache"
+        missing["kv_usage"] = unseen or "the server reports no use of its KV cache"
+    if unseen:
+        missing["running"] = unseen
     if not dropped:
         missing["cancelled"] = "every stream that was to be cut off had ended before its second piece"
     return {

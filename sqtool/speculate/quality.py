@@ -6,18 +6,24 @@ import os
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, cast
 
+from evals.client import Endpoint
+from evals.engines.openai import OpenAiEngine
 from evals.engines.vllm import VllmEngine, vllm_endpoint
 from evals.harness.stage import ask_lm_eval
 from evals.records import answer_key
 from evals.run import run_task, spread
-from evals.server import VllmServer
 from evals.spec import EvaluateSpec
 from evals.tasks import load_tasks
 from sqtool.files import canonical_json, sha256_text
 from sqtool.progress import Progress
 from sqtool.speculate.arms import Arm
+from sqtool.speculate.remote import Server, UrlServer
 from sqtool.speculate.store import PART, QUALITY, ArmFiles
+
+if TYPE_CHECKING:
+    from evals.server import VllmServer
 
 
 class RunningVllm(VllmEngine):
@@ -37,9 +43,33 @@ class RunningVllm(VllmEngine):
         return None
 
 
+class RunningElsewhere(OpenAiEngine):
+    """The same with a server that runs already; `model` is the checkpoint that it is declared to serve."""
+
+    def __init__(self, server: UrlServer, model: Path) -> None:
+        self.spec, self.model, self._facts = server.spec, model, server.facts()
+        self.retried: Counter[str] = Counter()
+        self.endpoint = Endpoint(
+            server.base_url,
+            server.api_key,
+            server.served_name,
+            server.require_alive,
+            vllm=server.vllm,
+            retried=self.retried,
+        )
+
+    def __enter__(self) -> RunningElsewhere:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
 def answer_tasks(
     arm: Arm,
-    server: VllmServer,
+    server: Server,
     files: ArmFiles,
     evaluate: EvaluateSpec,
     *,
@@ -51,7 +81,11 @@ def answer_tasks(
 ) -> None:
     """Records of all tasks in `quality/<task>.jsonl.part` (which sealing makes quality/records/<task>.jsonl). With
     `items` so many over all tasks, and none of lm-eval's. `earlier` is this arm's folder of an interrupted attempt."""
-    engine = RunningVllm(server)
+    engine: RunningVllm | RunningElsewhere
+    if isinstance(server, UrlServer):
+        engine = RunningElsewhere(server, arm.model)
+    else:
+        engine = RunningVllm(cast("VllmServer", server))
     out = files.path / QUALITY
     tasks = load_tasks(evaluate, root)
     if items is not None:

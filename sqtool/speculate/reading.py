@@ -70,6 +70,7 @@ class _Block(msgspec.Struct, frozen=True):
     seconds: float
     counters: _Counts
     kind: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Block:
     seconds: float
     speculation: Speculation | None
     others: Mapping[str, float]
+    note: str = ""
+    """Why nothing was counted; only of a server that sqtool did not start."""
 
 
 class Drawn(msgspec.Struct, frozen=True):
@@ -219,7 +222,9 @@ def _read_blocks(path: Path) -> list[Block]:
             speculation = None if counts is None else _speculation(counts)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(path, f"{error!r}", line=number, field="counters.speculation") from None
-        blocks.append(Block(row.load, row.round, row.block, row.kind, row.seconds, speculation, row.counters.others))
+        blocks.append(
+            Block(row.load, row.round, row.block, row.kind, row.seconds, speculation, row.counters.others, row.note)
+        )
     return sorted(blocks, key=lambda b: (b.load, b.round, b.block))
 
 

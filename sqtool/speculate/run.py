@@ -8,7 +8,7 @@ engine vary, and not what a restart does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from sqtool.speculate.loads import Load, loads_of, trace_of
 from sqtool.speculate.memory import memory
 from sqtool.speculate.probe import probe
 from sqtool.speculate.quality import answer_tasks
+from sqtool.speculate.remote import UrlServer, check_servers, naming
 from sqtool.speculate.requestlog import load_requests, task_requests
 from sqtool.speculate.schedule import Turn, interleaving, schedule, shared_utilization
-from sqtool.speculate.servers import Servers, naming
+from sqtool.speculate.servers import Servers
 from sqtool.speculate.session import Session, describe
 from sqtool.speculate.spec import CONTROL, FOUR, SpeculateSpec
 from sqtool.speculate.store import ArmFiles
@@ -49,13 +50,15 @@ def preflight(
     root: Path,
     evaluate: EvaluateSpec | None = None,
 ) -> tuple[Arm, ...]:
-    """All arms, when nothing is known to fail: no drafter or one that does not fit, no traffic. Raises otherwise.
+    """All arms, when nothing is known to fail: no drafter or one that does not fit, no traffic, a server that was said
+    to run and does not answer. Raises otherwise.
 
     `candidate` may be a folder that does not exist yet; what is known of it then is the baseline's.
     """
     made = candidate if (candidate / "config.json").is_file() else baseline
     arms = arms_of(spec, engine, baseline=baseline, candidate=made, draft=draft, root=root)
     check_arms(arms)
+    check_servers(arms)
     if spec.traffic == TASKS and evaluate is None:
         raise UsageError("speculate.traffic is `tasks`, and there is no evaluate section")
     if spec.traffic != TASKS and not (root / spec.traffic).is_file():
@@ -101,18 +104,23 @@ def speculate(
     `UsageError` and `DataError` before any server starts.
     """
     arms = preflight(spec, engine, baseline=baseline, candidate=candidate, draft=draft, root=root, evaluate=evaluate)
-    env = locate(resolve_env(engine, root))
-    per_request = reports_per_request(env.folder)
-    if not per_request:
+    elsewhere = [arm for arm in arms if arm.url is not None]
+    env = locate(resolve_env(engine, root)) if len(elsewhere) < len(arms) else None
+    per_request = env is not None and reports_per_request(env.folder)
+    if env is not None and not per_request:
         progress.note("speculate: this vLLM reports no acceptance per request; counting it around blocks of one kind")
+    # Nobody knows beforehand whether a server that runs already reports acceptance with its answers.
+    single = (env is not None and not per_request) or any(arm.speculates for arm in elsewhere)
     requests = read_requests(spec, root, evaluate)
-    traffic = choose(requests, spec.requests, spec.warmup, seed, single_kind_blocks=not per_request)
+    traffic = choose(requests, spec.requests, spec.warmup, seed, single_kind_blocks=single)
     loads = loads_of(spec, traffic, seed)
     interleaved, why = interleaving(spec, arms, env)
     turns = schedule([arm.name for arm in arms], loads, spec.repeats, seed, interleaved=interleaved)
     progress.note(f"speculate: {len(arms)} arms, {'interleaved' if interleaved else 'one after the other'} ({why})")
+    for arm in elsewhere:
+        progress.note(f"speculate: {arm.name} is asked at {arm.url}, a server that is not sqtool's")
     write_text(out / "traffic.jsonl", traffic.to_jsonl())
-    key = _key(spec, traffic, arms, env, seed, evaluate, interleaved=interleaved)
+    key = _key(spec, traffic, arms, env, seed, evaluate, check_servers(arms), interleaved=interleaved)
     reused = store.take_over(earlier, out, key, turns, interleaved=interleaved)
     if reused:
         progress.note(f"speculate: {len(reused)} of {len(turns)} blocks are taken from the interrupted run")
@@ -122,6 +130,7 @@ def speculate(
         "interleaved": interleaved,
         "why": why,
         "arms": [arm.name for arm in arms],
+        "elsewhere": {arm.name: arm.url for arm in elsewhere},
         "loads": [load.to_dict() for load in loads],
         "rounds": spec.repeats,
         "per_request_acceptance": per_request,
@@ -147,9 +156,10 @@ def _key(
     spec: SpeculateSpec,
     traffic: Traffic,
     arms: Sequence[Arm],
-    env: VllmEnv,
+    env: VllmEnv | None,
     seed: int,
     evaluate: EvaluateSpec | None,
+    servers: Mapping[str, Any],
     *,
     interleaved: bool,
 ) -> str:
@@ -167,7 +177,8 @@ def _key(
         "traffic": traffic.sha256,
         "arms": [[arm.name, str(arm.model), arm.config(), arm.engine.model_dump(mode="json")] for arm in arms],
         "models": models,
-        "vllm": env.version,
+        "vllm": None if env is None else env.version,
+        "servers": dict(servers),
         "seed": seed,
         "interleaved": interleaved,
     }
@@ -182,7 +193,7 @@ class _Experiment:
     traffic: Traffic
     turns: tuple[Turn, ...]
     reused: frozenset[Turn]
-    env: VllmEnv
+    env: VllmEnv | None
     evaluate: EvaluateSpec | None
     root: Path
     out: Path
@@ -192,7 +203,8 @@ class _Experiment:
     earlier: Path | None
 
     def servers(self) -> Servers:
-        return Servers(self.out, self.root, self.progress, per_request=self.per_request, device=self.env.device)
+        device = "" if self.env is None else self.env.device
+        return Servers(self.out, self.root, self.progress, per_request=self.per_request, device=device)
 
     def session(self, servers: Servers, arm: Arm, server: str) -> Session:
         files = ArmFiles(self.out, arm.name)
@@ -247,17 +259,12 @@ class _Experiment:
     def finish(self, servers: Servers, session: Session, arm: Arm, home: str) -> None:
         """The passes after the traffic, and arm.json, which says that the arm is finished."""
         server, files = session.server, session.files
-        shared = home if home != arm.name else None
+        # Without a start of its own, the control is asked of the baseline's server: here, or where it runs already.
+        own = "baseline" if arm.name == CONTROL and arm.url is not None else arm.name
+        shared = home if home != arm.name else own if own != arm.name else None
         with naming(arm.name, servers.log(home)):
             # Before the tasks are asked, which may press harder than the traffic did.
-            used = memory(
-                arm,
-                log=server.log_text(),
-                flags=[str(word) for word in server.facts().get("flags", ())],
-                counters=session.counters(),
-                pid=server.pid,
-                device=self.env.device,
-            )
+            used = self.memory(arm, session)
             if arm.name in FOUR and arm.speculates and self.evaluate is not None:
                 answer_tasks(
                     arm,
@@ -275,4 +282,19 @@ class _Experiment:
             if self.spec.cancellation is not None and arm.name != CONTROL:
                 with self.progress.task(f"speculate: {arm.name}, cut-off streams"):
                     files.keep_probe(probe(session, self.spec.cancellation))
+            if isinstance(server, UrlServer):
+                server.require_unchanged()
             files.finish(describe(arm, server, used, shared))
+
+    def memory(self, arm: Arm, session: Session) -> dict[str, Any]:
+        """What the arm's server takes of this machine."""
+        if self.env is None or arm.url is not None:
+            return {}
+        return memory(
+            arm,
+            log=session.server.log_text(),
+            flags=[str(word) for word in session.server.facts().get("flags", ())],
+            counters=session.counters(),
+            pid=session.server.pid,
+            device=self.env.device,
+        )

@@ -101,12 +101,14 @@ def free_bytes(env: VllmEnv) -> int | None:
         return None
 
 
-def interleaving(spec: SpeculateSpec, arms: Sequence[Arm], env: VllmEnv) -> tuple[bool, str]:
+def interleaving(spec: SpeculateSpec, arms: Sequence[Arm], env: VllmEnv | None) -> tuple[bool, str]:
     """Whether all servers are up at once, and why in words. `UsageError` when the recipe wants it always and it cannot
     be."""
     if spec.interleave == "never":
         return False, "speculate.interleave is never"
-    servers = [arm for arm in arms if arm.name != CONTROL]
+    servers = [arm for arm in arms if arm.name != CONTROL and arm.url is None]
+    if not servers or env is None:
+        return True, "every server runs already"
     found = [needed_bytes(arm, env) for arm in servers]
     free = free_bytes(env)
     unknown = [arm.name for arm, need in zip(servers, found, strict=True) if need is None]
@@ -129,10 +131,10 @@ def interleaving(spec: SpeculateSpec, arms: Sequence[Arm], env: VllmEnv) -> tupl
     return False, reason
 
 
-def shared_utilization(arms: Sequence[Arm], env: VllmEnv) -> dict[str, EngineSpec]:
+def shared_utilization(arms: Sequence[Arm], env: VllmEnv | None) -> dict[str, EngineSpec]:
     """Engines by arm for servers that share GPUs. vLLM refuses to start where less than its gpu_memory_utilization (0.9
     by default) is free, even when the size of the KV cache is given; so each is told its own share."""
-    if env.device == "cpu":
+    if env is None or env.device == "cpu":
         return {}
     try:
         import pynvml
@@ -146,7 +148,7 @@ def shared_utilization(arms: Sequence[Arm], env: VllmEnv) -> dict[str, EngineSpe
         return {}
     engines = {}
     for arm in arms:
-        need = needed_bytes(arm, env)
+        need = needed_bytes(arm, env) if arm.url is None else None
         if need is not None and arm.engine.gpu_memory_utilization is None:
             share = round(min(0.9, need / total), 4)
             engines[arm.name] = arm.engine.model_copy(update={"gpu_memory_utilization": share})

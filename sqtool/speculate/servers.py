@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from evals.server import VllmServer
 from evals.spec import EngineSpec
-from sqtool.errors import EngineError
 from sqtool.progress import Progress
 from sqtool.speculate.arms import Arm
+from sqtool.speculate.remote import Server, UrlServer, naming
 
 LOG = "server.log"
 AT_ONCE = {"cpu": 2, "cuda": 1}
@@ -20,23 +19,13 @@ AT_ONCE = {"cpu": 2, "cuda": 1}
 others' growth as its own."""
 
 
-@contextmanager
-def naming(arm: str, log: Path) -> Iterator[None]:
-    """Errors of an engine say which arm's it was, and where its log is."""
-    try:
-        yield
-    except EngineError as error:
-        remedy = error.remedy if str(log) in error.remedy else f"{error.remedy} The whole log is in {log}.".strip()
-        raise EngineError(f"speculate, arm {arm!r}: {error.message}", remedy=remedy) from error
-
-
 class Servers:
-    """Context manager over the servers of some arms; leaving it ends all of them, those still starting too."""
+    """Context manager over the servers of some arms; leaving it ends all that it started, those still starting too."""
 
     def __init__(self, out: Path, root: Path, progress: Progress, *, per_request: bool, device: str) -> None:
         self._out, self._root, self._progress = out, root, progress
         self._per_request, self._at_once = per_request, AT_ONCE.get(device, 1)
-        self._servers: dict[str, VllmServer] = {}
+        self._servers: dict[str, Server] = {}
 
     def __enter__(self) -> Servers:
         return self
@@ -46,18 +35,21 @@ class Servers:
     ) -> None:
         self._stop_all()
 
-    def __getitem__(self, arm: str) -> VllmServer:
+    def __getitem__(self, arm: str) -> Server:
         return self._servers[arm]
 
-    def log(self, arm: str) -> Path:
-        """Where the arm's server logs."""
-        return self._out / "arms" / arm / LOG
+    def log(self, arm: str) -> Path | None:
+        """Where the arm's server logs; None for one that runs already."""
+        return None if isinstance(self._servers.get(arm), UrlServer) else self._out / "arms" / arm / LOG
 
     def start(self, arms: Sequence[Arm], engines: dict[str, EngineSpec]) -> None:
         """Start a server for each arm and wait until all answer; `EngineError` naming the first arm that fails.
         `engines` replaces the arms' own engine sections."""
         for arm in arms:
-            log = self.log(arm.name)
+            if arm.url is not None:
+                self._servers[arm.name] = UrlServer(arm)
+                continue
+            log = self._out / "arms" / arm.name / LOG
             log.parent.mkdir(parents=True, exist_ok=True)
             self._servers[arm.name] = VllmServer(
                 arm.model,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from http.client import HTTPException
 from typing import Any
 
-from evals.server import VllmServer
 from sqtool.progress import Progress, Task
 from sqtool.speculate import scoring
 from sqtool.speculate.arms import Arm
 from sqtool.speculate.client import TIMED_OUT, Answer, Pass, Target, send_block, send_open
 from sqtool.speculate.counters import Counters, fetch_metrics, read_settled
 from sqtool.speculate.loads import Load
+from sqtool.speculate.remote import UNCOUNTED, Server, UrlServer, describe_url
 from sqtool.speculate.schedule import Turn
 from sqtool.speculate.spec import SpeculateSpec
 from sqtool.speculate.store import ArmFiles
@@ -31,11 +33,18 @@ class Session:
     nothing; a single failed request is a measurement."""
 
     def __init__(
-        self, arm: str, server: VllmServer, spec: SpeculateSpec, traffic: Traffic, files: ArmFiles, seed: int
+        self, arm: str, server: Server, spec: SpeculateSpec, traffic: Traffic, files: ArmFiles, seed: int
     ) -> None:
         self.arm, self.server, self.spec, self.traffic, self.files, self.seed = arm, server, spec, traffic, files, seed
         self.began = time.perf_counter()
-        self.target = Target(server.base_url, server.api_key, server.served_name, spec.request_timeout)
+        self.target = Target(
+            server.base_url,
+            server.api_key,
+            server.served_name,
+            spec.request_timeout,
+            vllm=server.vllm if isinstance(server, UrlServer) else True,
+            declared=isinstance(server, UrlServer),
+        )
         self._before: Counters | None = None
 
     @property
@@ -59,7 +68,9 @@ class Session:
         answers, seconds = self.send(
             requests, where, concurrency=load.concurrency, arrivals=load.arrivals, on_answer=lambda _: task.advance()
         )
-        counted = self.counters().since(before)
+        counted, note = self.counters().since(before), ""
+        if isinstance(self.server, UrlServer):
+            counted, note = self.server.own(counted, answers)
         place = {request.id: at for at, request in enumerate(requests)}
         answers.sort(key=lambda answer: place[answer.id])
         by_id = {request.id: request for request in requests}
@@ -72,6 +83,7 @@ class Session:
             "kind": load.kind_of(turn.block),
             "seconds": seconds,
             "counters": counted.to_dict(),
+            **({"note": note} if note else {}),
         }
         self.files.keep_block(answers, row)
 
@@ -91,6 +103,9 @@ class Session:
         watch = _Watch(self.server, max(LEAST_STREAK, concurrency), self.spec.request_timeout)
 
         def keep(answer: Answer) -> None:
+            if isinstance(self.server, UrlServer):
+                self.server.require_declared(answer)
+                answer.error = self.server.without_key(answer.error)
             answers.append(answer)
             on_answer(answer)
             if answer.id not in cut:
@@ -106,10 +121,12 @@ class Session:
         return answers, seconds
 
     def counters(self) -> Counters:
-        """vLLM's counters once they stand still."""
+        """vLLM's counters once they stand still; empty ones where they cannot be read."""
+        if isinstance(self.server, UrlServer) and self.server.uncounted:
+            return UNCOUNTED
         try:
             return read_settled(lambda: fetch_metrics(self.server.base_url, self.server.api_key))
-        except OSError as error:
+        except (OSError, HTTPException, ValueError, LookupError, ArithmeticError) as error:
             raise self.server.failure(f"/metrics does not answer ({error})") from error
 
     def sample(self, progress: Progress) -> None:
@@ -143,7 +160,7 @@ class _Watch:
     """Notices a server that died or hangs while requests are under way, so that nobody waits for all of them."""
 
     def __init__(
-        self, server: VllmServer, patience: int, timeout: float, pause: Callable[[float], None] = time.sleep
+        self, server: Server, patience: int, timeout: float, pause: Callable[[float], None] = time.sleep
     ) -> None:
         self._server, self._patience, self._timeout, self._pause = server, patience, timeout, pause
         self._streak = 0
@@ -178,16 +195,29 @@ class _Watch:
             )
 
 
-def describe(arm: Arm, server: VllmServer, memory: Mapping[str, Any], shares: str | None) -> dict[str, Any]:
+def describe(arm: Arm, server: Server, memory: Mapping[str, Any], shares: str | None) -> dict[str, Any]:
     """What arm.json says of an arm."""
     facts = server.facts()
+    shown = arm.config(shown=True)
+    if "flags" in facts:
+        facts["flags"] = _shown_flags(facts["flags"], shown)
     record = {
         "name": arm.name,
         "target": arm.target,
         "model": arm.model.name,
-        "speculative_config": arm.config(shown=True),
+        "speculative_config": shown,
         "engine": facts,
         "start_seconds": facts.get("start_seconds"),
         "memory": dict(memory),
     }
+    if isinstance(server, UrlServer):
+        record |= describe_url(arm, server)
     return {**record, "shares_server_of": shares} if shares else record
+
+
+def _shown_flags(flags: Sequence[str], config: Mapping[str, Any] | None) -> list[str]:
+    """The server's arguments, which name the drafter by its place on this machine, as others may read them."""
+    said = list(flags)
+    if config is not None and "--speculative-config" in said[:-1]:
+        said[said.index("--speculative-config") + 1] = json.dumps(config)
+    return said

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from evals.spec import EngineSpec
+from evals.spec import EngineSpec, server_address
 from sqtool.spec import Spec
 
 Method = Literal["draft_model", "ngram", "eagle", "eagle3", "mtp"]
@@ -15,6 +16,13 @@ HEADS = ("eagle", "eagle3", "mtp")
 """Methods whose drafter reads the target's hidden states."""
 FOUR = ("baseline", "quantized", "speculative", "both")
 CONTROL = "baseline_again"
+MADE: dict[str, tuple[str, bool]] = {
+    "baseline": ("baseline", False),
+    "quantized": ("quantized", False),
+    "speculative": ("baseline", True),
+    "both": ("quantized", True),
+}
+"""What each of the four is: its target, and whether it drafts."""
 _TOO_FAR = ("kind", "env", "device")
 """Keys of the engine that an arm cannot change: it would be another machine, not another arm."""
 
@@ -34,7 +42,7 @@ class DraftSpec(Spec):
 
 
 class ArmSpec(Spec):
-    """One arm beside the four."""
+    """One arm beside the four, or where one of the four is served."""
 
     target: Literal["baseline", "quantized"] = Field(description="Which checkpoint answers.")
     speculative: bool | DraftSpec = Field(
@@ -45,6 +53,34 @@ class ArmSpec(Spec):
         description="Keys of the `engine` section that differ in this arm, such as kv_cache_dtype. extra_args are "
         "added to the section's.",
     )
+    url: str | None = Field(
+        default=None,
+        description="Address of a server that runs already, such as http://host:8000/v1. sqtool neither starts nor "
+        "stops it; target and speculative then say what it serves.",
+    )
+    model: str | None = Field(default=None, description="With url: the name that its /v1/models lists.")
+    api_key_env: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="With url: name of the environment variable that holds the key. The key itself is never kept.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        return None if value is None else server_address(value)
+
+    @model_validator(mode="after")
+    def _keys_of_a_server(self) -> Self:
+        if self.url is None:
+            for name in ("model", "api_key_env"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is of a server that runs already; give its url too")
+        elif not self.model:
+            raise ValueError("url needs model: the name that the server's /v1/models lists")
+        elif self.engine:
+            raise ValueError("engine changes nothing about a server that runs already; leave it or url out")
+        return self
 
     @field_validator("engine")
     @classmethod
@@ -171,7 +207,9 @@ class SpeculateSpec(Spec):
     max_tokens: int = Field(default=128, ge=1, description="Longest answer in tokens; an item's own max_tokens wins.")
     warmup: int = Field(default=32, ge=0, description="Requests sent to each server before measuring, not counted.")
     request_timeout: float = Field(default=120.0, gt=0, description="Seconds after which one request counts as failed.")
-    arms: dict[str, ArmSpec] = Field(default_factory=dict, description="Further arms, by name.")
+    arms: dict[str, ArmSpec] = Field(
+        default_factory=dict, description="Further arms, by name; and by theirs those of the four that a url serves."
+    )
     sweep: SweepSpec | None = Field(default=None, description="Further draft lengths for `both`.")
     control: bool = Field(
         default=True, description="Measure the baseline arm twice (A/A): what differs between the two is noise."
@@ -203,6 +241,25 @@ class SpeculateSpec(Spec):
 
     @model_validator(mode="before")
     @classmethod
+    def _four_elsewhere(cls, data: Any) -> Any:
+        """What one of the four is follows from its name."""
+        from sqtool.errors import did_you_mean
+
+        arms = data.get("arms") if isinstance(data, dict) else None
+        if not isinstance(arms, dict):
+            return data
+        filled = dict(arms)
+        for name, arm in arms.items():
+            if not isinstance(arm, dict):
+                continue
+            if name in MADE:
+                filled[name] = {**dict(zip(("target", "speculative"), MADE[name], strict=True)), **arm}
+            elif arm.get("url") and "target" not in arm and (hint := did_you_mean(str(name), FOUR)).startswith("did"):
+                raise ValueError(f"arms.{name} needs target: it is none of the four arms; {hint}")
+        return {**data, "arms": filled}
+
+    @model_validator(mode="before")
+    @classmethod
     def _old_name(cls, data: Any) -> Any:
         if not isinstance(data, dict) or "concurrency" not in data:
             return data
@@ -224,8 +281,9 @@ class SpeculateSpec(Spec):
         for name in value:
             if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", name):
                 raise ValueError(f"{name!r} cannot be an arm's name: lower-case letters, digits, - and _ only")
-            if name in (*FOUR, CONTROL) or re.fullmatch(r"both_k\d+", name):
-                raise ValueError(f"{name} is the name of an arm that sqtool makes itself; choose another")
+            if (name in FOUR and value[name].url is None) or name == CONTROL or re.fullmatch(r"both_k\d+", name):
+                also = ", or say with `url` where it is served" if name in FOUR else ""
+                raise ValueError(f"{name} is the name of an arm that sqtool makes itself; choose another{also}")
         return value
 
     @model_validator(mode="after")
@@ -239,6 +297,7 @@ class SpeculateSpec(Spec):
             raise ValueError("burstiness has a meaning only with request_rate")
         if self.sampling.requests > self.requests:
             raise ValueError(f"sampling.requests is above requests, which is {self.requests}")
+        _check_elsewhere(self.arms)
         for name, arm in self.arms.items():
             if isinstance(arm.speculative, DraftSpec):
                 drafts = self.drafting(arm.speculative)
@@ -250,6 +309,11 @@ class SpeculateSpec(Spec):
                     drafts.prompt_lookup_max,
                 )
         return self
+
+    def elsewhere(self, arm: str) -> ArmSpec | None:
+        """Where an arm is served that sqtool does not start; the control is the baseline once more."""
+        found = self.arms.get("baseline" if arm == CONTROL else arm)
+        return found if found is not None and found.url is not None else None
 
     def drafting(self, other: DraftSpec | None = None) -> DraftSpec:
         """Who drafts, with every key filled in: the section's, or the section's with an arm's changes. With another
@@ -267,6 +331,20 @@ class SpeculateSpec(Spec):
         if other.method not in (None, self.method):
             own = DraftSpec(num_speculative_tokens=self.num_speculative_tokens)
         return own.model_copy(update=changed)
+
+
+def _check_elsewhere(arms: Mapping[str, ArmSpec]) -> None:
+    seen: dict[tuple[str, str | None], str] = {}
+    for name, arm in arms.items():
+        if arm.url is None:
+            continue
+        if name in MADE and (arm.target, arm.speculative) != MADE[name]:
+            target, drafts = MADE[name]
+            how = "drafts as the section says" if drafts else "does not speculate"
+            raise ValueError(f"arms.{name}: this arm has target {target} and {how}; leave target and speculative out")
+        other = seen.setdefault((arm.url, arm.model), name)
+        if other != name:
+            raise ValueError(f"arms.{name} and arms.{other} are one server and one model ({arm.model} at {arm.url})")
 
 
 def _check_drafting(where: str, method: str | None, model: str | None, low: int | None, high: int | None) -> None:

@@ -36,7 +36,11 @@ def steps(
     engine = round(sum(counted)) if counted and len(counted) == len(frame.blocks) else None
     result: dict[str, Any] = {"output_tokens": tokens, "engine_steps": engine}
     if engine is None:
-        missing.add("engine steps", "the server counts no iterations", arm=frame.arm, load=frame.load)
+        why = frame.uncounted or "the server counts no iterations"
+        missing.add("engine steps", why, arm=frame.arm, load=frame.load)
+    if config is None and frame.uncounted:
+        # That it decodes one token a step is only what the recipe says of a server that cannot be looked at.
+        return {**result, **missing.add("steps", frame.uncounted, arm=frame.arm, load=frame.load)}
     if config is None:
         return {
             **result,
@@ -47,7 +51,8 @@ def steps(
         }
     counts = counts_of(frame, resamples)
     if counts is None or not answers:
-        reason = "the server counted no speculative decoding" if answers else "no request was answered"
+        usual = frame.uncounted or "the server counted no speculative decoding"
+        reason = usual if answers else "no request was answered"
         return {**result, **missing.add("steps", reason, arm=frame.arm, load=frame.load)}
     total = counts.total
     method = str(config.get("method", ""))
@@ -85,7 +90,7 @@ def _costs(
     if frame.open_loop:
         missing.add("overhead_ms", "in an open loop a faster arm has fewer requests in a step", **where)
         return entry
-    if plain is None or step is None:
+    if plain is None or step is None or plain.uncounted:
         return entry
     plain_time, plain_number = _decoding(plain)
     if not plain_number.sum():

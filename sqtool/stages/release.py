@@ -43,7 +43,7 @@ def run(spec: ReleaseSpec, inputs: Inputs, out: Path) -> StageResult:
             "recipe": inputs.recipe["name"],
             "seed": inputs.seed,
             "seeds": {"recipe": inputs.seed, **seeds(inputs.recipe["resolved"])},
-            "model": str(inputs.recipe["model"]),
+            "model": _baseline_name(inputs),
             "trust_remote_code": inputs.trust_remote_code,
             "digests": digests(inputs),
             **({"speculation": speculation} if speculation else {}),
@@ -63,6 +63,14 @@ def run(spec: ReleaseSpec, inputs: Inputs, out: Path) -> StageResult:
         summary["serve_speculative"] = f"{summary['serve']} {shlex.join(words)}"
     write_text(out / "where.txt", f"{summary['path']}\n")
     return StageResult(summary)
+
+
+def _baseline_name(inputs: Inputs) -> str:
+    """The baseline as the recipe names it; by its last name alone where that is a place on this machine."""
+    model = str(inputs.recipe["model"])
+    named = str(inputs.recipe.get("resolved", {}).get("model") or model)
+    chosen = named if Path(model).is_absolute() else model
+    return Path(chosen).name if Path(chosen).is_absolute() or chosen.startswith("~") else chosen
 
 
 def _speculation(inputs: Inputs) -> dict[str, Any] | None:

@@ -54,9 +54,10 @@ def skip(spec: SpeculateSpec, inputs: Inputs) -> str:
     if not spec.enabled:
         return "speculate.enabled is false"
     kind = engine_section(inputs).kind
-    if kind != "vllm" and "enabled" not in spec.model_fields_set:
+    if kind != "vllm" and "enabled" not in spec.model_fields_set and _served_here(spec):
         return f"speculation is measured with vLLM only, and engine.kind is {kind}"
     has_draft = inputs.draft is not None or spec.model is not None
+    has_draft |= all(spec.elsewhere(name) for name in ("speculative", "both"))
     if spec.method == "draft_model" and not has_draft and "method" not in spec.model_fields_set:
         return "the recipe has no draft model"
     return ""
@@ -79,7 +80,8 @@ def data_files(spec: SpeculateSpec, inputs: Inputs) -> list[Path]:
 
 
 def _drafters(spec: SpeculateSpec, root: Path) -> list[Path]:
-    named = [spec.model, *(a.speculative.model for a in spec.arms.values() if isinstance(a.speculative, DraftSpec))]
+    arms = [arm.speculative for arm in spec.arms.values() if arm.url is None]
+    named = [spec.model, *(drafts.model for drafts in arms if isinstance(drafts, DraftSpec))]
     return [root / Path(name).expanduser() for name in dict.fromkeys(named) if name is not None]
 
 
@@ -92,20 +94,45 @@ def counted(section: Spec) -> Spec:
     return section
 
 
-def fingerprint(_spec: SpeculateSpec, inputs: Inputs) -> dict[str, Any]:
-    return engine_fingerprint(inputs)
+def fingerprint(spec: SpeculateSpec, inputs: Inputs) -> dict[str, Any]:
+    """The engine that is started here, if any, and of each server that runs already what the recipe says that it is, as
+    for `engine: {kind: openai}`."""
+    served = {name: arm for name, arm in spec.arms.items() if arm.url is not None}
+    servers = {name: {"endpoint": arm.url, "model": arm.model} for name, arm in served.items()}
+    own = engine_fingerprint(inputs) if _served_here(spec) else {}
+    return {**own, **({"servers": servers} if servers else {})}
+
+
+def stale(summary: dict[str, Any], inputs: Inputs) -> str:
+    """What was measured at a server holds for that server: one that says something else of itself is measured anew."""
+    from sqtool.speculate.remote import changed
+
+    why, silent = changed(summary.get("arms") or {})
+    if silent and not why:
+        inputs.progress.note(
+            f"speculate: {', '.join(silent)} stand as measured before; their servers do not answer, so nobody knows "
+            "whether they are the same (--force speculate measures again)"
+        )
+    return why
+
+
+def _served_here(spec: SpeculateSpec) -> bool:
+    """Whether any arm is a server that sqtool starts."""
+    return spec.sweep is not None or not all(spec.elsewhere(name) for name in (*FOUR, *spec.arms))
 
 
 def preflight(spec: SpeculateSpec, inputs: Inputs) -> Estimate:
     from sqtool.speculate.run import preflight as check
 
     kind = engine_section(inputs).kind
-    if kind != "vllm":
+    if kind != "vllm" and _served_here(spec):
         raise UsageError(
             f"speculate.enabled is true, and engine.kind is {kind}: speculation is measured with vLLM only",
-            remedy="Use `engine: {kind: vllm}`, or `speculate: {enabled: false}`.",
+            remedy="Use `engine: {kind: vllm}`, name with `speculate.arms` where all arms are served, or set "
+            "`speculate: {enabled: false}`.",
         )
-    engine_preflight(inputs)
+    if _served_here(spec):
+        engine_preflight(inputs)
     arms = check(
         spec,
         engine_section(inputs),
@@ -120,6 +147,7 @@ def preflight(spec: SpeculateSpec, inputs: Inputs) -> Estimate:
 
 def _estimate(spec: SpeculateSpec, arms: tuple[Arm, ...], inputs: Inputs) -> Estimate:
     servers = [arm.name for arm in arms if arm.name != CONTROL]
+    started = [arm.name for arm in arms if arm.name != CONTROL and arm.url is None]
     quality = [arm.name for arm in arms if arm.name in FOUR and arm.speculates]
     facts = item_facts(evaluate_section(inputs), inputs.root)
     items = sum(len(fact.ids) for fact in facts.values())
@@ -132,7 +160,7 @@ def _estimate(spec: SpeculateSpec, arms: tuple[Arm, ...], inputs: Inputs) -> Est
         others += len(servers) * spec.cancellation.requests * PROBE_PASSES
     others += spec.sampling.requests * spec.sampling.samples * sum(arm.name in (*FOUR, CONTROL) for arm in arms)
     seconds = (
-        len(servers) * START_SECONDS
+        len(started) * START_SECONDS
         + (closed + others) / REQUESTS_PER_SECOND
         + opened
         + len(quality) * items / ITEMS_PER_SECOND
@@ -143,7 +171,7 @@ def _estimate(spec: SpeculateSpec, arms: tuple[Arm, ...], inputs: Inputs) -> Est
         *(["trace"] if spec.trace else []),
     ]
     rule = (
-        f"{len(servers)} starts of {START_SECONDS:.0f} s, {REQUESTS_PER_SECOND:.0f} requests/s, "
+        f"{len(started)} starts of {START_SECONDS:.0f} s, {REQUESTS_PER_SECOND:.0f} requests/s, "
         f"{len(quality)} times {items} task items at {ITEMS_PER_SECOND:.0f}/s (the reference pair on 2 cores)"
     )
     return Estimate(
@@ -153,6 +181,7 @@ def _estimate(spec: SpeculateSpec, arms: tuple[Arm, ...], inputs: Inputs) -> Est
         details={
             "arms": len(arms),
             "arm_names": [arm.name for arm in arms],
+            "elsewhere": {arm.name: arm.url for arm in arms if arm.url is not None and arm.name != CONTROL},
             "loads": loads,
             "requests": spec.requests,
             "quality_items": items,

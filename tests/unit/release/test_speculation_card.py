@@ -24,9 +24,13 @@ def test_approved_names_the_measured_drafter_where_the_recipe_has_it(tmp_path: P
     assert "not part of this release" in text
 
 
-def test_a_drafter_elsewhere_keeps_its_place(tmp_path: Path) -> None:
+def test_where_a_drafter_lies_elsewhere_is_not_told(tmp_path: Path) -> None:
     facts = facts_of(approval(), root=tmp_path / "project", draft=tmp_path / "models/draft")
-    assert facts["config"]["model"] == str(tmp_path / "models/draft")
+    assert facts["config"]["model"] == "draft"
+    given = {**approval(), "speculative_config": {"method": "draft_model", "model": str(tmp_path / "models/draft")}}
+    for draft in (None, tmp_path / "models/draft", tmp_path / "other"):
+        assert facts_of(given, root=tmp_path / "project", draft=draft)["config"]["model"] == "draft"
+        assert facts_of(given, root=tmp_path, draft=draft)["config"]["model"] == "models/draft"
     assert facts_of(approval(), root=tmp_path, draft=None)["config"]["model"] == "draft"
 
 

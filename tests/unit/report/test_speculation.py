@@ -57,6 +57,23 @@ def test_one_section_a_load_and_the_advice_last(make_run: Make) -> None:
         assert title in found
 
 
+def test_servers_that_are_not_sqtools_are_named(make_run: Make) -> None:
+    folder = make_run()
+    value = report(LOADS)
+    assert "not sqtool's" not in write_report(folder).read_text()
+    value["arms"]["both"] |= {
+        "server": {"started_by_sqtool": False, "url": "http://gpu-2:8000", "model": "w4"},
+        "memory": {"missing": {"weights_bytes": "not to be seen"}},
+        "start_seconds": None,
+    }
+    write_json(folder / "speculate/speculate.json", value)
+    text = write_report(folder).read_text()
+    assert text.count("Asked of servers that ran already") == 2
+    facts = collect(folder)
+    assert facts.arms is not None
+    assert "gpu-2" in facts.arms.notes[-1]
+
+
 def test_tables_of_a_load_have_intervals() -> None:
     tables = dict(load_tables(Measured(report(LOADS)), "c1"))
     cells = dict(zip(tables["Latency"].headers, tables["Latency"].rows[3], strict=True))

@@ -47,6 +47,26 @@ def test_a_section_survives_its_own_json() -> None:
 
 
 ARM = {"target": "baseline"}
+AT = {"url": "http://host:8000/v1", "model": "m"}
+
+
+def test_an_arm_may_be_a_server_that_runs_already() -> None:
+    arms = {name: {**AT, "model": name} for name in ("baseline", "quantized", "speculative", "both")}
+    spec = section(arms={**arms, "other": {**AT, **ARM, "speculative": {"method": "ngram"}, "api_key_env": "KEY"}})
+    assert spec.arms["both"].target == "quantized"
+    assert spec.arms["both"].speculative is True
+    assert spec.arms["baseline"].speculative is False
+    assert spec.arms["other"].url == "http://host:8000"
+    assert spec.elsewhere("baseline_again") == spec.arms["baseline"]
+    assert spec.elsewhere("both_k2") is None
+    assert SpeculateSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_a_secret_in_an_address_is_not_repeated() -> None:
+    for url in ("http://me:hunter2@host/v1", "me:hunter2@host", "http://host/v1?key=hunter2", "http://host/#hunter2"):
+        with pytest.raises(ValidationError, match="use api_key_env") as caught:
+            section(arms={"a": {**ARM, **AT, "url": url}})
+        assert "hunter2" not in str(caught.value.errors()[0]["msg"])
 
 
 @pytest.mark.parametrize(
@@ -76,6 +96,20 @@ ARM = {"target": "baseline"}
             {"arms": {"a": {**ARM, "speculative": {"prompt_lookup_max": 2}}}},
             "arms.a.speculative: prompt_lookup_min and prompt_lookup_max need method: ngram",
         ),
+        ({"arms": {"both": AT | {"model": ""}}}, "url needs model"),
+        ({"arms": {"a": {**ARM, "url": "http://h"}}}, "url needs model"),
+        ({"arms": {"a": {**ARM, "url": "gpu-1:8000", "model": "m"}}}, "expected an address such as"),
+        ({"arms": {"a": {**ARM, "url": "http://h:port", "model": "m"}}}, "expected an address such as"),
+        ({"arms": {"a": {**ARM, "model": "m"}}}, "model is of a server that runs already; give its url too"),
+        ({"arms": {"a": {**ARM, "api_key_env": "KEY"}}}, "api_key_env is of a server that runs already"),
+        ({"arms": {"a": {**ARM, **AT, "api_key_env": "a-b"}}}, "should match pattern"),
+        ({"arms": {"a": {**ARM, **AT, "engine": {"dtype": "float16"}}}}, "engine changes nothing"),
+        ({"arms": {"quantised": AT}}, "it is none of the four arms; did you mean 'quantized'"),
+        ({"arms": {"mine": AT}}, "Field required"),
+        ({"arms": {"both": {**AT, "target": "baseline"}}}, "this arm has target quantized and drafts as the section"),
+        ({"arms": {"baseline": {**AT, "speculative": True}}}, "target baseline and does not speculate"),
+        ({"arms": {"both": AT, "quantized": AT}}, "arms.quantized and arms.both are one server and one model"),
+        ({"arms": {"baseline_again": {**AT, **ARM}}}, "baseline_again is the name of an arm that sqtool makes itself"),
         ({"cancellation": {"share": 1.0}}, "less than 1"),
         ({"rules": {"max_p99": 2}}, "Extra inputs"),
     ],

@@ -273,6 +273,49 @@ def test_speculation_is_vllms_only(inputs: Inputs) -> None:
         speculate.preflight(asked_for, hf)
 
 
+def test_arms_that_are_served_elsewhere(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def served(**more: Any) -> SpeculateSpec:
+        arms = {name: {"url": f"http://{name}/v1", "model": name} for name in ("baseline", "quantized")}
+        arms |= {name: {"url": f"http://{name}/v1", "model": name} for name in ("speculative", "both")}
+        return SpeculateSpec.model_validate({"traffic": "log.jsonl", "cancellation": None, "arms": {**arms, **more}})
+
+    facts = TaskFacts(tmp_path, ["a"] * 180, [None] * 180, ["k"] * 180, [{}] * 180, {})
+    monkeypatch.setattr(speculate, "item_facts", lambda spec, root: {"t": facts})
+    (tmp_path / "log.jsonl").write_text('{"messages": [{"role": "user", "content": "hello"}]}\n')
+    asked: list[list[str]] = []
+    monkeypatch.setattr("sqtool.speculate.run.check_servers", lambda arms: asked.append([arm.name for arm in arms]))
+    remote = EngineSpec(kind="openai", base_url="http://a", model="m")
+    there = Inputs(**{**vars(inputs), "draft": None, "sections": {**inputs.sections, "engine": remote}})
+    assert speculate.skip(served(), there) == "", "neither vLLM nor a draft is needed here"
+    estimate = speculate.preflight(served(), there)
+    assert asked == [["baseline", "quantized", "speculative", "both", "baseline_again"]]
+    assert estimate.rule.startswith("0 starts")
+    assert estimate.details["elsewhere"] == {name: f"http://{name}" for name in asked[0][:4]}
+    servers = {name: {"endpoint": f"http://{name}", "model": name} for name in asked[0][:4]}
+    assert speculate.fingerprint(served(), there) == {"servers": servers}
+    own = served(mine={"target": "baseline", "speculative": {"model": "small"}})
+    assert speculate.skip(own, there).startswith("speculation is measured with vLLM only")
+    with pytest.raises(UsageError, match=r"engine\.kind is openai"):
+        speculate.preflight(own, there)
+    monkeypatch.setattr(speculate, "engine_fingerprint", lambda inputs: {"vllm": "1"})
+    assert speculate.fingerprint(own, there) == {"vllm": "1", "servers": servers}
+    other = served(mine={"target": "baseline", "speculative": {"model": "x"}, "url": "http://m", "model": "m"})
+    assert speculate.data_files(other, there) == [tmp_path / "log.jsonl"], "its drafter is not here"
+    moved = served(both={"url": "http://elsewhere", "model": "both"})
+    assert speculate.fingerprint(moved, there) != speculate.fingerprint(served(), there)
+
+
+def test_speculation_elsewhere_is_stale_with_its_server(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(type(inputs.progress), "note", lambda _, text: said.append(text))
+    monkeypatch.setattr("sqtool.speculate.remote.changed", lambda arms: ("another one", ["both"]))
+    assert speculate.stale({"arms": {}}, inputs) == "another one"
+    monkeypatch.setattr("sqtool.speculate.remote.changed", lambda arms: ("", ["both"]))
+    assert speculate.stale({}, inputs) == ""
+    assert len(said) == 1
+    assert "--force speculate" in said[0]
+
+
 def test_each_side_is_asked_in_its_own_place(double: Callable[..., Double], inputs: Inputs, tmp_path: Path) -> None:
     remote = EngineSpec(kind="openai", base_url="http://a", model="m", candidate_base_url="http://b")
     there = Inputs(**{**vars(inputs), "sections": {**inputs.sections, "engine": remote}})

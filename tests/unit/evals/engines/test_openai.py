@@ -14,6 +14,7 @@ import pytest
 from evals.engines.openai import OpenAiEngine, only_model
 from evals.spec import EngineSpec
 from sqtool.errors import EngineError, UsageError
+from sqtool.files import sha256_text
 from sqtool.progress import SILENT
 
 KEY = "SQTOOL_TEST_KEY"
@@ -66,7 +67,8 @@ def test_facts(serving: Callable[[Replies], str], tmp_path: Path) -> None:
         assert not engine.endpoint.vllm, "its further parameters are not ours to send"
     assert (facts["engine"], facts["version"], facts["device_class"]) == ("openai", "0.32.0", "unknown")
     assert facts["device"] == f"llama at {url}"
-    assert facts["served"] == {"owned_by": "vllm", "root": "/models/llama", "max_model_len": 4096}
+    root = f"llama (path {sha256_text('/models/llama')[:12]})"
+    assert facts["served"] == {"owned_by": "vllm", "root": root, "max_model_len": 4096}
     bare = serving({"/v1/models": (200, MODELS)})
     with OpenAiEngine(spec(bare), model=tmp_path, out=tmp_path, root=tmp_path, progress=SILENT) as engine:
         assert engine.facts()["version"] == "unknown"
@@ -118,3 +120,13 @@ def test_the_only_model(serving: Callable[[Replies], str]) -> None:
     with pytest.raises(UsageError, match="but a, b") as caught:
         only_model(spec(several, "?"), "--baseline-name")
     assert "--baseline-name" in caught.value.remedy
+
+
+def test_a_redirect_does_not_carry_the_key_away(serving: Callable[[Replies], str]) -> None:
+    from evals.engines.openai import opener
+
+    elsewhere = serving({"/v1/models": (200, MODELS)})
+    asked = opener()
+    redirects = [one for one in asked.handlers if type(one).__name__ == "_Stay"]
+    assert redirects
+    assert redirects[0].redirect_request(None, None, 302, "", {}, f"{elsewhere}/v1/models") is None  # type: ignore[attr-defined]
