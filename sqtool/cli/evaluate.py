@@ -91,6 +91,7 @@ def scores(sides: list[tuple[str, Any]]) -> tuple[tuple[str, ...], tuple[tuple[s
         groups += [
             (kind, [side["tasks"].get(task, {}).get("by_kind", {}).get(kind, {}) for _, side in sides])
             for kind in result.get("by_kind", {})
+            if kind
         ]
         groups += [
             (f"{field}={value}", [_slice(side["tasks"].get(task, {}), field, value) for _, side in sides])

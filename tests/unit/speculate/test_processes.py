@@ -22,7 +22,7 @@ from sqtool.speculate.spec import SpeculateSpec
 
 ROOT = Path(__file__).parents[3]
 SPEC = SpeculateSpec(
-    traffic="traffic.jsonl", requests=12, max_concurrency=(2,), warmup=2, cancellation=None, control=False
+    traffic="traffic.jsonl", requests=12, max_concurrency=(2,), warmup=2, repeats=1, cancellation=None, control=False
 )
 
 

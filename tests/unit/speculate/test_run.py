@@ -111,6 +111,7 @@ def test_loads_and_more_arms(fake: Any, project: Path) -> None:
             "traffic": "traffic.jsonl",
             "requests": 8,
             "warmup": 1,
+            "repeats": 1,
             "max_concurrency": [1, 4],
             "request_rate": 400,
             "cancellation": None,
