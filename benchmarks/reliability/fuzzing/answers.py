@@ -203,15 +203,13 @@ def _chat(server: Server) -> Ending:
 
 
 def _stream(server: Server) -> Ending:
-    from sqtool.speculate.client import Answer, send_block
+    from sqtool.speculate.client import Answer, Pass, Target, send_block
     from sqtool.speculate.traffic import Request
 
     answers: list[Answer] = []
     request = Request("i1", "k", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4})
-    send_block(
-        [request], block=0, base_url=server.url, api_key="key", model="model", concurrency=1, timeout=TIMEOUT,
-        began=time.perf_counter(), on_answer=answers.append,
-    )  # fmt: skip
+    target = Target(server.url, "key", "model", TIMEOUT)
+    send_block([request], target, Pass(), concurrency=1, began=time.perf_counter(), on_answer=answers.append)
     if len(answers) != 1:
         return Ending("stream: lost", "the request has no outcome")
     if not answers[0].ok:

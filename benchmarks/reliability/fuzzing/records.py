@@ -78,7 +78,7 @@ def _readers() -> dict[str, Callable[[Path], Any]]:
     from evals.rows import jsonl_rows
     from sqtool.files import read_jsonl
     from sqtool.gate.records import load
-    from sqtool.speculate.traffic import load_requests
+    from sqtool.speculate.requestlog import load_requests
 
     def calibration(path: Path) -> None:
         for line in read_lines(path):
