@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqtool.errors import DataError, InconclusiveError, RegressedError
-from sqtool.runfolder import read_result
+from sqtool.runfolder import RESULT, read_result
 
 if TYPE_CHECKING:
     from sqtool.gate.verdict import MetricVerdict, Verdict
@@ -48,11 +48,14 @@ def read_accepted(path: Path, text: str, *, records: Records | None = None) -> V
 
         baseline, candidate, control = records
         rules = GateSpec.model_validate(verdict.spec)
-        differences = [found.model_dump(exclude={"allowed"}) for found in verdict.differences]
+        differences: list[Any] = [one.model_dump(exclude={"allowed"}) for one in verdict.differences]
         measured = read_result(candidate.parent)
         if measured is not None:  # what the evaluation found, not what the verdict says that it found
             summary = measured.get("summary")
-            differences = list(summary.get("differences") or ()) if isinstance(summary, dict) else []
+            found = summary.get("differences", []) if isinstance(summary, dict) else []
+            if not isinstance(found, list):
+                raise DataError(candidate.parent / RESULT, "must be a list", field="summary.differences", remedy=RERUN)
+            differences = found
         try:
             again = judge(
                 rules, baseline, candidate, control=control, bindings=verdict.bindings, differences=differences

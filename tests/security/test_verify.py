@@ -65,6 +65,13 @@ def test_a_document_of_hostile_bytes_is_a_finding(name: str, content: str, signe
         assert found.findings or (name == SIGNATURE and trusted is None)
 
 
+@pytest.mark.parametrize("value", [7, "x", {"a": 1}, [7], [[]], [{"name": 1}], None, 10**400])
+def test_what_the_evaluation_found_is_of_any_shape(value: Any, case: Case) -> None:
+    folder = case.published()
+    (folder / "evidence/evaluate/result.json").write_text(json.dumps({"summary": {"differences": value}}))
+    assert checked(folder).findings
+
+
 @pytest.mark.parametrize("name", [*JSON_FILES, "RECIPE.yaml"])
 def test_documents_are_not_read_whole_whatever_their_size(
     name: str, signed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
