@@ -27,12 +27,12 @@ unit: setup  ## the tests that start no server
 e2e: setup vllm  ## the tests that drive real llm-compressor and real vLLM
 	@SQTOOL_REQUIRE_E2E=1 $(PYTEST) -q -m e2e
 
-check: setup  ## ruff, mypy strict, import-linter: all of them, then fail if any did
-	@status=0; for tool in "ruff check ." "ruff format --check ." mypy lint-imports; do \
+check: setup  ## ruff, mypy strict, import-linter, audit if it can be: all of them, then fail if any did
+	@status=0; for tool in "ruff check ." "ruff format --check ." mypy lint-imports "python scripts/audit.py --if-possible"; do \
 	  echo ".venv/bin/$$tool"; .venv/bin/$$tool || status=1; done; exit $$status
 
-audit:  ## look up known defects of all pinned dependencies (needs the network)
-	@scripts/audit
+audit: setup  ## look up known defects of all pinned dependencies; fails where that cannot be done
+	@.venv/bin/python scripts/audit.py
 
 format: setup  ## let ruff repair and format the code
 	.venv/bin/ruff check --fix .
@@ -45,5 +45,5 @@ clean:  ## remove caches and build leftovers
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
-distclean: clean  ## also remove both environments (never anything under artifacts/)
-	@rm -rf .venv .venv-vllm sqtool.egg-info
+distclean: clean  ## also remove the environments (never anything under artifacts/)
+	@rm -rf .venv .venv-vllm .venv-audit sqtool.egg-info

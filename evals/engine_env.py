@@ -16,6 +16,7 @@ from sqtool.hygiene import without_secrets
 
 Device = Literal["cpu", "cuda"]
 
+CHECKOUT = Path(__file__).resolve().parents[1]
 GIB = 1 << 30
 NO_GPU = "CUDA GPU"
 """The name of a GPU that cannot be asked for its own."""
@@ -72,11 +73,32 @@ def locate(folder: Path) -> VllmEnv:
 
 def resolve_env(spec: EngineSpec, root: Path | None) -> Path:
     """The folder that `spec.env` names: absolute, or relative to `root`, the working folder or this checkout."""
-    named = Path(spec.env).expanduser()
+    named = _named(spec)
     if named.is_absolute():
         return named
-    bases = [b for b in (root, Path.cwd(), Path(__file__).resolve().parents[1]) if b is not None]
+    bases = [b for b in (root, Path.cwd(), CHECKOUT) if b is not None]
     return next((b / named for b in bases if (b / named).is_dir()), bases[0] / named)
+
+
+def outside_env(spec: EngineSpec, root: Path) -> Path | None:
+    """The folder that `spec.env` names, if whoever owns the project has not vouched for it by having it there.
+
+    None for the default name, which nobody chose, and for folders below `root` or this checkout; links there were
+    made by the owner, wherever they lead. `..` is never below anything: after a link it leads elsewhere than it says.
+    """
+    named = _named(spec)
+    if str(named) == type(spec).model_fields["env"].default:
+        return None
+    folder = resolve_env(spec, root)
+    inside = any(folder.is_relative_to(base) for base in (root, root.resolve(), CHECKOUT))
+    return None if inside and ".." not in folder.parts else folder
+
+
+def _named(spec: EngineSpec) -> Path:
+    try:
+        return Path(spec.env).expanduser()
+    except RuntimeError:  # ~ of somebody whom this machine does not know
+        return Path(spec.env)
 
 
 def model_config(model: Path) -> dict[str, Any]:

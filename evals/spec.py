@@ -107,7 +107,7 @@ class EngineSpec(Spec):
     env: str = Field(
         default=".venv-vllm",
         description="Folder of the Python environment that holds vLLM (never sqtool's own), absolute or relative "
-        "to the project root.",
+        "to the project root. Outside of the project it needs --trust-remote-code: its bin/vllm is run.",
     )
     max_model_len: int | None = Field(
         default=None, gt=0, description="Longest prompt plus answer in tokens; default: what the model's config says."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +135,27 @@ def read_task(path: Path) -> TaskSpec:
 
 def _read_tree(path: Path) -> Any:
     """A task file as ruamel's tree, which knows the lines."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(path, "no such task file") from None
+    except UnicodeDecodeError:
+        raise DataError(path, "not UTF-8 text") from None
+    return _tree(path, text)
+
+
+@lru_cache(maxsize=64)
+def _tree(path: Path, text: str) -> Any:
+    """A plan asks every stage for its tasks: each file is parsed once, not once a stage. Nobody changes a tree."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
-        text = path.read_text(encoding="utf-8")
         bad = [problem for problem in parse(text).problems if not problem.message.startswith("not YAML")]
         if bad:  # tags, aliases of aliases, what is too deep or too much: refused before a loader builds any of it
             raise RecipeError(path, bad)
         # The round-trip loader keeps lines and builds no Python objects; tags other than YAML's own stay data.
         tree = YAML(typ="rt", pure=True).load(text)
-    except FileNotFoundError:
-        raise DataError(path, "no such task file") from None
-    except UnicodeDecodeError:
-        raise DataError(path, "not UTF-8 text") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise DataError(path, f"not YAML: {error.problem}", line=line) from None

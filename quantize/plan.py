@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,7 @@ def _seconds(chosen: Assignment, model: Model, tokens: int) -> float:
     return fixed + work / (EFFICIENCY * _matrix_speed()) if work else fixed
 
 
+@cache
 def _matrix_speed() -> float:
     """Operations per second of a float32 matrix product of the size that calibration does, best of 0.1 s."""
     import numpy as np

@@ -51,6 +51,11 @@ def clean(text: str) -> str:
     return "".join(kept)
 
 
+def one_line(text: str) -> str:
+    """`clean`, without line breaks: a name with one could put a line of its own into a result."""
+    return clean(text).replace("\n", " ")
+
+
 def terminal_json(value: Any) -> str:
     """Readable JSON in which a terminal finds nothing to obey: what `clean` would take out is escaped, so that no
     information is lost."""

@@ -140,7 +140,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """The `result.json` of a finished stage folder, or None when the stage is not finished (or the file is broken)."""
     try:
         value = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

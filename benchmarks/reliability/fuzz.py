@@ -1,6 +1,6 @@
 """Hostile input in large numbers: how often each reader of sqtool ended how. Prints a Markdown table.
 
-    python benchmarks/reliability/fuzz.py [--recipes 10000] [--others 2000] [--seed 0] [--only recipes]
+    python benchmarks/reliability/fuzz.py [--recipes 10000] [--others 2000] [--seed 0] [--only recipes,verify]
 
 Exit code 1 when any case ended as it must not: a traceback, an error without a remedy, or a recipe's problem without a
 line. The first such cases are printed with the bytes that cause them.
@@ -22,10 +22,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it: a mutated nam
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
-from benchmarks.reliability.fuzzing import Ending, answers, headers, recipes, records
+from benchmarks.reliability.fuzzing import Ending, answers, headers, recipes, records, releases, rollouts
 
 SHOWN = 5
 TOLD_SECONDS = 30.0
+KINDS = ("recipes", "records", "headers", "answers", "rollout", "verify")
 
 
 def count(
@@ -68,24 +69,35 @@ def main() -> int:
     parser.add_argument("--recipes", type=int, default=10_000, help="mutated recipes (default 10,000)")
     parser.add_argument("--others", type=int, default=2_000, help="cases of each other kind (default 2,000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=("recipes", "records", "headers", "answers"))
+    parser.add_argument("--only", default=",".join(KINDS), help=f"some of {', '.join(KINDS)}, with commas between them")
     given_ = parser.parse_args()
+    only = given_.only.split(",")
+    if not set(only) <= set(KINDS):
+        parser.error(f"--only {given_.only}: choose from {', '.join(KINDS)}")
     failed = 0
     print("| input | outcome | cases |\n| --- | --- | ---: |", flush=True)
     with tempfile.TemporaryDirectory(prefix="sqtool-fuzz-") as place, answers.serving() as server:
         root = recipes.project(Path(place))
         folder = Path(place) / "data"
         folder.mkdir()
+        published = Path(place) / "published"
+        published.mkdir()
+        good = releases.release(published)
         kinds: dict[str, tuple[Any, Callable[[Any], Ending], int]] = {
             "recipes": (recipes.cases(), lambda case: recipes.attempt(case, root), given_.recipes),
             "records": (records.cases(), lambda case: records.attempt(case, folder), given_.others),
             "headers": (headers.cases(), lambda case: headers.attempt(case, folder), given_.others),
             "answers": (answers.cases(), lambda case: answers.attempt(case, server), given_.others),
+            "rollout": (rollouts.cases(), lambda case: rollouts.attempt(case, folder), given_.others),
+            "verify": (releases.cases(good), lambda case: releases.attempt(case, good), given_.others),
         }
         for name, (cases, attempt, examples) in kinds.items():
-            if given_.only not in (None, name):
+            if name not in only:
                 continue
+            began = time.process_time()
             outcomes, faults = count(name, cases, attempt, examples, given_.seed)
+            spent = 1000 * (time.process_time() - began) / max(outcomes.total(), 1)
+            print(f"{name}: {spent:.0f} ms of processor time a case", file=sys.stderr, flush=True)
             for outcome, number in outcomes.most_common():
                 print(f"| {name} | {outcome} | {number:,} |", flush=True)
             print(f"| {name} | **all** | {outcomes.total():,} |", flush=True)

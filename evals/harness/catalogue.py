@@ -23,6 +23,8 @@ from sqtool.files import sha256_text
 LM_EVAL = "lm_eval"
 """The distribution's name."""
 YAML = (".yaml", ".yml")
+LONGEST_NAME = 200
+"""Bytes of a task's name: with the endings of its files it must fit into what a file system allows."""
 DATA_SUFFIXES = (*YAML, ".py", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 PER_ITEM = ("mean", "nanmean")
 """Aggregations whose result is the mean of one number an item."""
@@ -100,9 +102,11 @@ def _read(names: tuple[str, ...], folder: Path | None, states: tuple[tuple[str, 
             remedy=f"{_nearest(unknown[0], catalogue.manager.all_tasks)} {NOWHERE}".strip(),
         )
     for name in catalogue.leaves:
-        if not name or "/" in name or "\\" in name or name.startswith("."):
+        plain = name.isprintable() and len(name.encode()) <= LONGEST_NAME
+        if not name or not plain or "/" in name or "\\" in name or name.startswith("."):
             raise UsageError(
-                f"evaluate.lm_eval.tasks: the task {name!r} cannot be measured: its records need a file of that name"
+                f"evaluate.lm_eval.tasks: the task {name[:LONGEST_NAME]!r} cannot be measured: its records need a file "
+                "of that name"
             )
     return catalogue
 

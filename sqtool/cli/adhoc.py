@@ -43,16 +43,18 @@ def gate_job(
     return _job("gate", root, model, checkpoint, tasks, seed, place.engine(EngineSpec()))
 
 
-def again_job(folder: RunFolder, place: Elsewhere, changed: Mapping[str, Any]) -> Job:
+def again_job(folder: RunFolder, place: Elsewhere, changed: Mapping[str, Any], *, trust: bool = False) -> Job:
     """The evaluation and the gate of a run once more, measured in another place, as a run of its own.
 
-    `changed` are values of the gate section. Raises `UsageError` when the run's candidate is not there any more.
+    `changed` are values of the gate section. Raises `UsageError` when the run's candidate is not there any more, and
+    when its recipe has code of others run and not `trust`: a run folder may come from anywhere.
     """
     from calibrate.spec import CalibrateSpec
     from evals.spec import EngineSpec, EvaluateSpec
     from quantize.spec import QuantizeSpec
     from sqtool.files import read_json
     from sqtool.gate.spec import GateSpec
+    from sqtool.pipeline.foreign import asked_by, refuse_untrusted
     from sqtool.release.spec import ReleaseSpec
     from sqtool.speculate.spec import SpeculateSpec
 
@@ -61,18 +63,24 @@ def again_job(folder: RunFolder, place: Elsewhere, changed: Mapping[str, Any]) -
     given = recipe["quantize"].get("checkpoint") or folder.stage("quantize") / "checkpoint"
     model = find_model(state["model"], root, what="the run's model")
     checkpoint = find_model(given, root, what="the run's candidate")
+    # Drift has nothing to do with the engine, and the run has it.
+    evaluate = EvaluateSpec.model_validate({**recipe["evaluate"], "drift": None})
+    engine = place.engine(EngineSpec.model_validate(recipe["engine"]))
     sections: dict[str, Spec] = {
         "quantize": QuantizeSpec(checkpoint=str(checkpoint)),
-        # Drift has nothing to do with the engine, and the run has it.
-        "evaluate": EvaluateSpec.model_validate({**recipe["evaluate"], "drift": None}),
+        "evaluate": evaluate,
         "gate": GateSpec.model_validate(recipe["gate"]).model_copy(update=dict(changed)),
-        "engine": place.engine(EngineSpec.model_validate(recipe["engine"])),
+        "engine": engine,
         "calibrate": CalibrateSpec(),
         "speculate": SpeculateSpec(enabled=False),
         "release": ReleaseSpec(),
     }
+    asked = asked_by(engine, evaluate.lm_eval, root, (root,))
+    if not trust:
+        refuse_untrusted(asked, folder.recipe_json.name)
     resolved = {name: section.model_dump(mode="json") for name, section in sections.items()}
     return Job(
+        foreign_code=tuple(found.what for found in asked),
         name=f"{state['name']}-{place.label}",
         root=root,
         model=model,

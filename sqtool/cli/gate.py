@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sqtool.cli.elsewhere import Elsewhere, elsewhere
-from sqtool.cli.options import Settings, common, examples, running
+from sqtool.cli.options import Settings, common, examples, running, trusting
 
 if TYPE_CHECKING:
     from sqtool.gate.spec import GateSpec
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @elsewhere
 @running
 @common
+@trusting
 def command(
     settings: Settings,
     run: str | None,
@@ -138,7 +139,7 @@ def _measured_elsewhere(
     with Terminal(settings) as terminal:
         folder = RunFolder.find(settings.here, run)
         spec = GateSpec.model_validate(read_json(folder.recipe_json)["gate"])
-        job = again_job(folder, place, _changed(spec, margin, alpha))
+        job = again_job(folder, place, _changed(spec, margin, alpha), trust=settings.trust_remote_code)
         return run_job(terminal, job, until="gate", force=force, wait=wait)
 
 

@@ -150,6 +150,8 @@ def _rules(path: Path | None) -> Rules:
 
 def show(terminal: Terminal, result: Rollout) -> None:
     """The table, that of each kind, the verdicts and what to know when reading them."""
+    from sqtool.hygiene import one_line
+
     terminal.table(*_table(result.table, result.cost_unit), f"{result.source.lines} requests, intervals of 95 %")
     for kind, arms in result.kinds.items():
         terminal.table(*_table(arms, result.cost_unit), f"kind: {kind}")
@@ -161,7 +163,7 @@ def show(terminal: Terminal, result: Rollout) -> None:
     for verdict in result.verdicts:
         terminal.say(f"{verdict.outcome}: {verdict.arm}")
     for note in result.notes:
-        terminal.say(f"note: {note}")
+        terminal.say(f"note: {one_line(note)}")
 
 
 def _table(arms: dict[str, dict[str, Any]], unit: str | None) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:

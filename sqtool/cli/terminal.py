@@ -17,7 +17,7 @@ import click
 
 from sqtool.cli.options import Settings
 from sqtool.errors import EXIT_CANCELLED, EXIT_INCONCLUSIVE, EXIT_REFUSED, InfrastructureError, RecipeError, SqtoolError
-from sqtool.hygiene import LogFormatter, clean, redact, redact_file, terminal_json
+from sqtool.hygiene import LogFormatter, clean, one_line, redact, redact_file, terminal_json
 from sqtool.progress import SILENT, Progress
 
 log = logging.getLogger("sqtool")
@@ -66,7 +66,7 @@ class Terminal:
         """Append everything that is written to file descriptors 1 and 2 to `path`."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            target = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            target = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise InfrastructureError(
                 f"cannot write to {path.parent}: {error.strerror or error}",
@@ -123,7 +123,7 @@ class Terminal:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, title=clean(title) or None, title_justify="left", pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, title=one_line(title) or None, title_justify="left", pad_edge=False)
         for header in headers:
             table.add_column(Text(clean(header)), overflow="fold")
         for row in rows:
@@ -156,7 +156,8 @@ def show_error(error: SqtoolError, details: str = "") -> None:
         head = f"the recipe has {count} problem{'s' if count != 1 else ''}:"
         click.echo(f"Error: {head}\n{_indented(clean(error.message))}", err=True)
     else:
-        click.echo(f"{_word(error)}: {clean(error.message)}", err=True)
+        # Indented: no line of a text that was found somewhere can pass for one of ours.
+        click.echo(f"{_word(error)}: {_indented(clean(error.message)).lstrip()}", err=True)
     if error.remedy:
         click.echo(f"  {clean(error.remedy)}", err=True)
     if details:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sqtool.release.check import Checked
     from sqtool.release.signing import Trust
 
+SHOWN = 50
+"""Findings that people are shown; a folder of another release has one a file."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -143,20 +145,22 @@ def as_json(found: Checked) -> dict[str, Any]:
 
 def show(terminal: Terminal, found: Checked) -> int:
     """Print what was found; the exit code."""
-    from sqtool.hygiene import clean
+    from sqtool.hygiene import one_line
 
     code = EXIT_RELEASED if found.ok else EXIT_REFUSED
     if terminal.settings.json:
         terminal.json({**as_json(found), "exit_code": code})
         return code
-    what = clean(f"{found.name} {found.version}".strip() or str(found.folder))
+    what = one_line(f"{found.name} {found.version}".strip() or str(found.folder))
     if found.ok:
         terminal.say(f"VERIFIED: {what}: {found.files} files, verdict {found.outcome}, signature {found.signature}")
     else:
         first = found.findings[0]
-        terminal.say(f"NOT VERIFIED: {what}: {clean(first.message)}")
-        for finding in found.findings:
-            terminal.say(f"  {finding.check}: {clean(finding.message)}")
+        terminal.say(f"NOT VERIFIED: {what}: {one_line(first.message)}")
+        for finding in found.findings[:SHOWN]:
+            terminal.say(f"  {finding.check}: {one_line(finding.message)}")
+        if len(found.findings) > SHOWN:
+            terminal.say(f"  and {len(found.findings) - SHOWN:,} more (--json lists them)")
     for note in found.notes:
         terminal.say(f"  note: {note}")
     return code

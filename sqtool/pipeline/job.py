@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqtool.errors import InfrastructureError, Problem, RecipeError, UsageError, did_you_mean
+from sqtool.errors import InfrastructureError, RecipeError, UsageError, did_you_mean
+from sqtool.pipeline.foreign import foreign_code
 from sqtool.progress import SILENT, Progress
 from sqtool.spec import Spec
 
@@ -85,32 +86,6 @@ def job_of(loaded: LoadedRecipe, progress: Progress = SILENT, *, trust_remote_co
         recipe_text=loaded.path.read_text(encoding="utf-8-sig"),
         resolved=recipe.model_dump(mode="json"),
     )
-
-
-def foreign_code(loaded: LoadedRecipe) -> list[tuple[str, Problem]]:
-    """Everything in a recipe that would run code of others (what it is, and the problem that says so)."""
-    from evals.harness.code import tagged_files
-    from evals.spec import code_flags
-
-    recipe, found = loaded.recipe, []
-    hint = "read that code; if you trust it, add --trust-remote-code to the command"
-
-    def add(what: str, place: tuple[str | int, ...], message: str) -> None:
-        found.append((what, loaded.problem(place, message, hint)))
-
-    if recipe.model.trust_remote_code:
-        add("the model's", ("model", "trust_remote_code"), "asks to run Python code that comes with the model")
-    for flag in code_flags(recipe.engine.extra_args):
-        add(f"vllm serve {flag}", ("engine", "extra_args"), f"{flag} can run code in the server")
-    harness = recipe.evaluate.lm_eval
-    if harness is not None:
-        place = ("evaluate", "lm_eval")
-        if harness.confirm_run_unsafe_code:
-            message = "asks to run the code that the model answers"
-            add("the model's answers", (*place, "confirm_run_unsafe_code"), message)
-        for path in tagged_files(harness, (loaded.root, loaded.path.resolve().parent)):
-            add(f"lm-eval task {path.name}", place, f"{path} names Python functions (!function)")
-    return found
 
 
 def _located(recipe: Recipe, root: Path, beside: Path) -> dict[str, Spec]:

@@ -7,6 +7,7 @@ After kill -9 the next run removes what was half built and goes on behind the la
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import time
 import uuid
@@ -116,6 +117,8 @@ def run(
 
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
+    if path.is_symlink():  # of a run folder that came from elsewhere; what it leads to is not ours to write to
+        raise OSError(errno.ELOOP, "is a link", str(path))
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(LogFormatter())
     level = log.level

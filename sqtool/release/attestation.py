@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sqtool.errors import UsageError
 from sqtool.files import canonical_json, sha256_file, sha256_text
 from sqtool.release.manifest import ATTESTATION, MANIFEST
+from sqtool.release.reading import plain_json, small_json
 from sqtool.release.signing import AUDIENCE, Signer, Trust, private_key, public_key, with_network
 
 PREDICATE_TYPE = "urn:sqtool:verdict:2"
@@ -105,9 +105,9 @@ def attestation_problems(
     signature does not hold."""
     path = folder / ATTESTATION
     try:
-        envelope = json.loads(path.read_text(encoding="utf-8"))
+        envelope = small_json(path)
         inner = envelope.get("dsseEnvelope", envelope)
-        found = json.loads(_decode(inner["payload"]))
+        found = plain_json(_decode(inner["payload"]))
         wanted = statement(folder, manifest, verdict)
     except FileNotFoundError:
         return [f"{ATTESTATION}: missing"]
@@ -135,7 +135,7 @@ def _decode(text: str) -> bytes:
 
 def _key_problem(envelope: dict[str, Any], trust: Trust) -> str:
     from securesystemslib.dsse import Envelope
-    from securesystemslib.exceptions import Error, VerificationError
+    from securesystemslib.exceptions import VerificationError
     from securesystemslib.signer import SSlibKey
 
     assert trust.key is not None
@@ -148,13 +148,12 @@ def _key_problem(envelope: dict[str, Any], trust: Trust) -> str:
         parsed.verify([key], 1)
     except VerificationError:
         return "its signature does not verify with this key"
-    except (Error, UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001 - the libraries raise what they like over a hostile file; all of it means no
         return f"its signature cannot be read ({type(error).__name__}: {error})"
     return ""
 
 
 def _sigstore_problem(path: Path, trust: Trust) -> str:
-    from sigstore.errors import Error
     from sigstore.models import Bundle
     from sigstore.verify import Verifier
     from sigstore.verify.policy import Identity
@@ -163,6 +162,6 @@ def _sigstore_problem(path: Path, trust: Trust) -> str:
     try:
         bundle = Bundle.from_json(path.read_bytes())
         verifier.verify_dsse(bundle, Identity(identity=trust.identity, issuer=trust.issuer))
-    except (Error, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - as above
         return f"its signature does not verify ({' '.join(str(error).split())})"
     return ""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqtool.release.manifest import Entry
+from sqtool.release.reading import small_json
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
@@ -159,7 +160,7 @@ def _metrics(metric: MetricVerdict) -> list[dict[str, Any]]:
 def bom_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """Where a release's BOM speaks of other bytes than its manifest, of another release or another time."""
     try:
-        value = json.loads((folder / BOM).read_text(encoding="utf-8"))
+        value = small_json(folder / BOM)
         component = value["metadata"]["component"]
         hashes = {part["name"]: part["hashes"][0]["content"] for part in component.get("components", ())}
         properties = {p["name"]: p["value"] for p in component["properties"]}

@@ -7,7 +7,6 @@ write something consistent; the signature is what binds all of it to somebody.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,23 @@ from typing import Any
 from sqtool.errors import DataError, InconclusiveError, RegressedError, SqtoolError, UsageError
 from sqtool.release.attestation import attestation_problems
 from sqtool.release.bom import bom_problems
-from sqtool.release.evidence import evidence_in
-from sqtool.release.manifest import ATTESTATION, MANIFEST, SIGNATURE, UNLISTED, read_manifest, unsafe, verify_manifest
+from sqtool.release.evidence import EVIDENCE, evidence_in
+from sqtool.release.manifest import (
+    ATTESTATION,
+    MANIFEST,
+    SIGNATURE,
+    UNLISTED,
+    fetched,
+    read_manifest,
+    unsafe,
+    verify_manifest,
+)
+from sqtool.release.reading import LARGEST_JSON, LARGEST_RECORDS, UnreadableError, small_json, small_text, walk
 from sqtool.release.signing import Trust, fingerprint, public_key, signature_problem
 from sqtool.release.verdict import Records, check_rules, read_accepted
+from sqtool.runfolder import RESULT
 
+SHOWN = 20
 RulesOf = Callable[[str], Mapping[str, Any]]
 """From a recipe's text, its gate section with every default; raises SqtoolError for a text that is no recipe."""
 
@@ -75,6 +86,11 @@ def check_release(
     if not (folder / MANIFEST).is_file():
         raise UsageError(f"{folder} is no release: it has no {MANIFEST}")
     found = Checked(folder)
+    linked = _linked(folder)
+    if linked:
+        # Everything below reads by name: behind a link it would read, and quote, files of whoever verifies.
+        found.findings = [Finding("files", f"{name}: is a link; nothing else was read") for name in linked]
+        return found
     found.findings += [Finding("files", problem) for problem in verify_manifest(folder)]
     try:
         manifest = read_manifest(folder)
@@ -114,11 +130,13 @@ def _check_verdict(
         if manifest["verdict"].get("evidence"):
             found.findings.append(Finding("verdict", "evidence: missing, and the manifest says that it is there"))
     try:
-        verdict = read_accepted(path, path.read_bytes().decode(), records=evidence)
+        if evidence is not None and records is None:
+            _check_sizes(evidence)
+        verdict = read_accepted(path, small_text(path), records=evidence)
     except (RegressedError, InconclusiveError, DataError) as error:
         found.findings.append(Finding("verdict", _relative(error.message, folder)))
         return
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         found.findings.append(Finding("verdict", f"{verdict_file}: cannot be read ({error})"))
         return
     found.outcome = verdict.outcome
@@ -134,10 +152,10 @@ def _check_verdict(
     if rules_of is None:
         return
     try:
-        check_rules(path, verdict, rules_of((folder / recipe_file).read_bytes().decode("utf-8-sig")))
+        check_rules(path, verdict, rules_of(small_text(folder / recipe_file).removeprefix("\ufeff")))
     except SqtoolError as error:
         found.findings.append(Finding("rules", _relative(error.message, folder)))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         found.findings.append(Finding("rules", f"{recipe_file}: cannot be read ({error})"))
 
 
@@ -160,7 +178,7 @@ def _check_signatures(
     ]
     if ATTESTATION in present:
         try:
-            verdict = json.loads((folder / verdict_file).read_text(encoding="utf-8"))
+            verdict = small_json(folder / verdict_file)
             problems = attestation_problems(folder, manifest, verdict, trust)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems = [f"{ATTESTATION}: cannot be compared with the release ({type(error).__name__}: {error})"]
@@ -179,6 +197,35 @@ def _check_signatures(
     claimed = signing.get("public_key_sha256") if isinstance(signing, dict) else None
     if trust.key is not None and claimed != fingerprint(public_key(trust.key)):
         found.findings.append(Finding("signature", f"{MANIFEST}: names another signer than this key's"))
+
+
+def _linked(folder: Path) -> list[str]:
+    """Links to folders, and links in the place of documents and records. Another file that is a link only counts as
+    missing: weights are read by `verify_manifest`, which follows none."""
+    try:
+        entries = list(walk(folder))
+    except (UnreadableError, OSError):
+        return []  # verify_manifest says so, and then nothing else is read either
+    found = []
+    documents = (MANIFEST, *UNLISTED)
+    for name, entry in entries:
+        if not entry.is_symlink() or fetched(name):
+            continue
+        weights = name.endswith(".safetensors") and not name.startswith(EVIDENCE + "/")
+        if name in documents or not weights or entry.is_dir():
+            found.append(name)
+    return sorted(found)[:SHOWN]
+
+
+def _check_sizes(evidence: Records) -> None:
+    """`DataError` for records, or what was found beside them, that would fill the memory."""
+    for side in evidence:
+        beside = side.parent / RESULT if side is not None else None
+        if beside is not None and beside.is_file() and beside.stat().st_size > LARGEST_JSON:
+            raise DataError(beside, f"larger than {LARGEST_JSON >> 20} MiB")
+        for path in side.glob("*.jsonl") if side is not None else ():
+            if path.stat().st_size > LARGEST_RECORDS:
+                raise DataError(path, f"larger than {LARGEST_RECORDS >> 30} GiB, and records are read whole")
 
 
 def _relative(message: str, folder: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +10,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sqtool.errors import DataError
+from sqtool.release.reading import MOST_FILES, UnreadableError, small_json, walk
 
 SCHEMA = "sqtool.manifest/2"
 MANIFEST = "MANIFEST.json"
 ORIGINAL = "original"
 CHUNK = 8 << 20
 SIGNATURE, ATTESTATION = "model.sig", "attestation.intoto.json"
+LONGEST, LONGEST_PART = 1024, 255
+"""Characters of a relative file name, bytes of each part; a file system has no room for more."""
 UNLISTED = (SIGNATURE, ATTESTATION)
 """Files of a signed release that speak of the manifest, and so are not in it."""
 FETCHED = (".git", ".gitattributes", ".cache/huggingface")
@@ -102,11 +104,17 @@ def checkpoint_digest(hashes: Mapping[str, str]) -> str:
 
 def unsafe(name: str) -> bool:
     """Whether a relative file name would leave its folder or is not in its plain form."""
+    try:
+        if len(name) > LONGEST or any(len(part.encode()) > LONGEST_PART for part in name.split("/")):
+            return True
+    except UnicodeEncodeError:  # half a surrogate pair: no file has such a name
+        return True
     path = PurePosixPath(name)
     return not name or path.is_absolute() or ".." in path.parts or str(path) != name or "\0" in name or "\\" in name
 
 
-def _fetched(name: str) -> bool:
+def fetched(name: str) -> bool:
+    """Whether a file is one that git or huggingface_hub put beside those that they fetched."""
     return any(name == place or name.startswith(place + "/") for place in FETCHED)
 
 
@@ -114,11 +122,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """A release's MANIFEST.json; `DataError` when it is missing or is none."""
     path = folder / MANIFEST
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = small_json(path)
     except FileNotFoundError:
         raise DataError(path, "no such file: the folder is no release") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except UnreadableError as error:
+        raise DataError(path, str(error)) from None
+    except ValueError as error:
         raise DataError(path, f"not JSON: {error}") from None
+    except OSError as error:
+        raise DataError(path, f"cannot be read: {error.strerror or error}") from None
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         raise DataError(path, f"is no manifest of schema {SCHEMA}", field="schema")
     files = value.get("files")
@@ -126,8 +138,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         isinstance(e, dict) and isinstance(e.get("sha256"), str) and isinstance(e.get("size"), int)
         for e in files.values()
     )
-    if not well_formed:
+    if not well_formed or not isinstance(files, dict):
         raise DataError(path, "must map each file to its sha256 and size", field="files")
+    if len(files) > MOST_FILES:
+        raise DataError(path, f"names more than {MOST_FILES:,} files", field="files")
     return value
 
 
@@ -135,8 +149,8 @@ def verify_manifest(folder: Path) -> list[str]:
     """Every difference between a release folder and its MANIFEST.json, one sentence each; empty when it is intact.
 
     Each file that changed, is missing or is extra; hidden files and links count as extra, but for what git and
-    huggingface_hub put beside a download. The checkpoint's digest is
-    taken anew over its files, so a manifest that was rewritten to fit other weights differs from the verdict.
+    huggingface_hub put beside a download. The checkpoint's digest is taken anew over its files, so a manifest that was
+    rewritten to fit other weights differs from the verdict. Links are not followed, whatever they are links to.
     """
     try:
         manifest = read_manifest(folder)
@@ -144,30 +158,34 @@ def verify_manifest(folder: Path) -> list[str]:
         return [error.message]
     problems: list[str] = []
     listed: dict[str, dict[str, Any]] = manifest["files"]
+    try:
+        present = dict(walk(folder))
+    except (UnreadableError, OSError) as error:
+        return [f"{folder.name}: the folder cannot be checked: {error}"]
     actual: dict[str, str] = {}
     for name, entry in sorted(listed.items()):
         if unsafe(name):
             problems.append(f"{name!r}: the manifest names a file outside the release")
             continue
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
+        there = present.get(name)  # found without following a link, its folders included
+        if there is None or not there.is_file(follow_symlinks=False):
             problems.append(f"{name}: missing")
             continue
-        size = path.stat().st_size
+        size = there.stat(follow_symlinks=False).st_size
         if size != entry["size"]:
             problems.append(f"{name}: changed (size {size}, was {entry['size']})")
             continue
-        with path.open("rb") as handle:
-            actual[name] = hashlib.file_digest(handle, "sha256").hexdigest()
+        try:
+            with (folder / name).open("rb") as handle:
+                actual[name] = hashlib.file_digest(handle, "sha256").hexdigest()
+        except OSError as error:
+            problems.append(f"{name}: cannot be read ({error.strerror or error})")
+            continue
         if actual[name] != entry["sha256"]:
             problems.append(f"{name}: changed (sha256 {actual[name]}, was {entry['sha256']})")
     allowed = {MANIFEST, *(UNLISTED if manifest.get("signing") else ())}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() and not path.is_symlink():
-            continue
-        if name not in allowed and name not in listed and not _fetched(name):
-            problems.append(f"{name}: extra")
+    extra = (name for name in sorted(present) if name not in allowed and name not in listed and not fetched(name))
+    problems += [f"{name}: extra" for name in extra]
     if not problems:
         problems = _verify_bindings(manifest, folder, actual)
     return problems
@@ -181,7 +199,7 @@ def _verify_bindings(manifest: dict[str, Any], folder: Path, actual: dict[str, s
         mapping: dict[str, str] = manifest["checkpoint"]["files"]
         digest = checkpoint_digest({original: actual[stored] for original, stored in mapping.items()})
         recorded = manifest["checkpoint"]["digest"]
-        verdict = json.loads((folder / manifest["verdict"]["file"]).read_text(encoding="utf-8"))
+        verdict = small_json(folder / manifest["verdict"]["file"])
         bound = bound_digest(verdict)
     except (KeyError, TypeError, AttributeError, OSError, ValueError) as error:
         return [f"{MANIFEST}: incomplete ({type(error).__name__}: {error})"]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqtool.errors import InfrastructureError, UsageError
 from sqtool.release.manifest import FETCHED, SIGNATURE
+from sqtool.release.reading import small_text
 from sqtool.release.spec import SignSpec
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ def signature_problem(folder: Path, trust: Trust) -> str:
     else:
         with_network(lambda: config.use_sigstore_verifier(identity=trust.identity, oidc_issuer=trust.issuer))
     try:
+        small_text(folder / SIGNATURE)
         config.verify(folder, folder / SIGNATURE)
     except FileNotFoundError:
         return f"{SIGNATURE}: missing"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqtool.errors import DataError, InconclusiveError, RegressedError
-from sqtool.runfolder import read_result
+from sqtool.runfolder import RESULT, read_result
 
 if TYPE_CHECKING:
     from sqtool.gate.verdict import MetricVerdict, Verdict
@@ -48,11 +48,20 @@ def read_accepted(path: Path, text: str, *, records: Records | None = None) -> V
 
         baseline, candidate, control = records
         rules = GateSpec.model_validate(verdict.spec)
-        differences = [found.model_dump(exclude={"allowed"}) for found in verdict.differences]
+        differences: list[Any] = [one.model_dump(exclude={"allowed"}) for one in verdict.differences]
         measured = read_result(candidate.parent)
         if measured is not None:  # what the evaluation found, not what the verdict says that it found
-            differences = list(measured["summary"].get("differences", ()))
-        again = judge(rules, baseline, candidate, control=control, bindings=verdict.bindings, differences=differences)
+            summary = measured.get("summary")
+            found = summary.get("differences", []) if isinstance(summary, dict) else []
+            if not isinstance(found, list):
+                raise DataError(candidate.parent / RESULT, "must be a list", field="summary.differences", remedy=RERUN)
+            differences = found
+        try:
+            again = judge(
+                rules, baseline, candidate, control=control, bindings=verdict.bindings, differences=differences
+            )
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise DataError(path, f"cannot be computed from the records ({type(error).__name__}: {error})") from None
         if again.to_json() != text:
             raise DataError(path, "the verdict is not what the gate computes from the records", remedy=RERUN)
     if verdict.outcome == "REGRESSED":
@@ -101,7 +110,7 @@ def _contradictions(verdict: Verdict) -> list[str]:
         if rule is not None:
             margin = rule.absolute_margin
             wanted = (rule.relative or 0.0) * metric.baseline if margin is None else margin
-            if abs(metric.margin - wanted) > ROUNDING:
+            if not abs(metric.margin - wanted) <= ROUNDING:  # so that NaN is none
                 found.append(f"{metric.name}: the margin is {metric.margin}, its spec says {wanted}")
     judged = [*gated, *verdict.slices]
     for metric in judged:
@@ -123,10 +132,10 @@ def _contradictions(verdict: Verdict) -> list[str]:
 def _wrong_numbers(metric: MetricVerdict) -> list[str]:
     found = []
     sign = 1.0 if metric.direction == "higher" else -1.0
-    if abs(metric.difference - sign * (metric.candidate - metric.baseline)) > ROUNDING:
+    if not abs(metric.difference - sign * (metric.candidate - metric.baseline)) <= ROUNDING:
         found.append(f"{metric.name}: the difference is not candidate minus baseline")
     if not metric.lower - ROUNDING <= metric.difference <= metric.upper + ROUNDING:
         found.append(f"{metric.name}: the difference is outside its interval")
-    if metric.outcome == "PASS" and metric.lower <= -metric.margin - ROUNDING:
+    if metric.outcome == "PASS" and not metric.lower > -metric.margin - ROUNDING:
         found.append(f"{metric.name}: PASS, and its lower bound is past the margin")
     return found

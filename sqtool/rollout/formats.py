@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from math import isfinite
 from typing import Any, Literal
 
 from sqtool.errors import UsageError, did_you_mean
@@ -20,6 +19,14 @@ from sqtool.rollout.record import FIELDS, REQUIRED, Record
 Format = Literal["auto", "sqtool", "gateway"]
 MILLISECONDS_FROM = 1e11
 """A timestamp above this is in milliseconds: in seconds it would be the year 5138."""
+LARGEST = 1e15
+"""The largest number that a field may hold: sums of it and of its squares stay numbers."""
+LONGEST_NAME = 200
+"""Characters of an arm's or a kind's name."""
+MOST_IGNORED = 1000
+"""Keys without a meaning that are remembered; a log that makes up new ones in each line must not fill the memory."""
+LONGEST_KEY = 60
+"""Characters of a key that may be a misspelt field, and of one that is shown."""
 _GATEWAY_SIGNS = ("request", "response", "usage", "metadata", "model", "startTime", "messages", "choices")
 
 GATEWAY: dict[str, tuple[str, ...]] = {
@@ -82,8 +89,8 @@ def detect(value: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -
         return "gateway"
     if "arm" in value or "arm" in (mapping or {}):
         return "sqtool"
-    keys = ", ".join(sorted(value)[:8]) or "none"
-    near = next((key for key in value if get_close_matches(key, ["arm"], cutoff=0.6)), "")
+    keys = _listed(value, 8) or "none"
+    near = next((key for key in value if len(key) <= LONGEST_KEY and get_close_matches(key, ["arm"], cutoff=0.6)), "")
     raise FieldError(
         "",
         f"neither sqtool's format (an `arm` and a `timestamp`) nor a gateway's (found the keys {keys})",
@@ -143,13 +150,18 @@ class Reader:
             return
         word = str(status).lower()
         stopped = word in ("cancelled", "canceled", "aborted", "499")
-        bad = word in ("failure", "error", "failed") or (word.isdigit() and int(word) >= 400)
+        code = int(word) if len(word) <= 3 and word.isascii() and word.isdecimal() else 0
+        bad = word in ("failure", "error", "failed") or code >= 400
         found.setdefault("cancelled", stopped)
         found.setdefault("failed", bad and not stopped)
 
     def _unused(self, value: Mapping[str, Any]) -> None:
         for key in value:
-            if key not in FIELDS and key not in self._mapped and key not in self.ignored:
+            if len(self.ignored) >= MOST_IGNORED:
+                return
+            if len(key) > LONGEST_KEY:
+                self.ignored[key[:LONGEST_KEY] + "..."] = 1
+            elif key not in FIELDS and key not in self._mapped and key not in self.ignored:
                 near = get_close_matches(key, [name for name in FIELDS if name not in value], n=1, cutoff=0.82)
                 if near and near[0] not in self._own:
                     raise FieldError(
@@ -164,7 +176,7 @@ class Reader:
             where = "missing; looked for " + ", ".join(GATEWAY[name])
         else:
             where = "missing"
-        keys = ", ".join(sorted(value)[:12])
+        keys = _listed(value, 12)
         return FieldError(name, where, f"Say where it is with --field {name}=PATH (this line has: {keys}).")
 
 
@@ -190,6 +202,18 @@ def _first(value: Mapping[str, Any], places: Sequence[str]) -> Any:
     return next((raw for place in places if (raw := _getter(place)(value)) is not None), None)
 
 
+def _listed(value: Mapping[str, Any], most: int) -> str:
+    return ", ".join(key if len(key) <= LONGEST_KEY else key[:LONGEST_KEY] + "..." for key in sorted(value)[:most])
+
+
+def _name(name: str, raw: Any) -> str | None:
+    """A text that stands in tables and verdicts: one with a line break could pass for a verdict of its own."""
+    text = _text(name, raw)
+    if text is not None and (len(text) > LONGEST_NAME or not text.isprintable()):
+        raise FieldError(name, f"expected at most {LONGEST_NAME} printable characters, found {_shown(text)}")
+    return text
+
+
 def _text(name: str, raw: Any) -> str | None:
     if isinstance(raw, str):
         if raw or name != "arm":
@@ -208,8 +232,9 @@ def _number(name: str, raw: Any) -> float:
             raise FieldError(name, f"expected a number, found {_shown(raw)}") from None
     if isinstance(raw, bool) or not isinstance(raw, int | float):
         raise FieldError(name, f"expected a number, found {_shown(raw)}")
-    if not isfinite(raw) or raw < 0:
-        raise FieldError(name, f"expected a number of at least 0, found {_shown(raw)}")
+    if not 0 <= raw <= LARGEST:  # NaN is not, either
+        bound = f"at most {LARGEST:g}" if raw > LARGEST else "at least 0"
+        raise FieldError(name, f"expected a number of {bound}, found {_shown(raw)}")
     return float(raw)
 
 
@@ -239,8 +264,14 @@ def read_time(name: str, raw: Any) -> float:
 def _shown(raw: Any) -> str:
     if isinstance(raw, dict | list):
         return "an object" if isinstance(raw, dict) else "a list"
-    text = repr(raw)
+    text = repr(raw[:50] if isinstance(raw, str) else raw)
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-_READ: dict[str, Callable[[str, Any], Any]] = {"text": _text, "number": _number, "flag": _flag, "time": read_time}
+_READ: dict[str, Callable[[str, Any], Any]] = {
+    "name": _name,
+    "text": _text,
+    "number": _number,
+    "flag": _flag,
+    "time": read_time,
+}

@@ -6,8 +6,9 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -20,6 +21,12 @@ STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _TELL_EVERY = 2000
+LONGEST_LINE = 64 * 1024 * 1024
+"""Bytes of one request's line, prompt and answer included."""
+MOST_UNPACKED = 400
+"""A gzip file that unpacks to more times its size is no log: rows that repeat every key shrink to a thirtieth."""
+UNPACKED_FREE = 256 * 1024 * 1024
+"""Bytes that any file may unpack to."""
 
 
 @dataclass
@@ -62,6 +69,8 @@ def records(
                 source.incomplete = f"{name}:{number}"
                 continue
             raise DataError(name, f"not JSON: {error}", line=number, remedy=_JSONL) from None
+        except RecursionError:
+            raise DataError(name, "nested too deeply to be a request", line=number, remedy=_JSONL) from None
         if not isinstance(value, dict):
             raise DataError(name, f"expected a JSON object, found {type(value).__name__}", line=number, remedy=_JSONL)
         try:
@@ -95,7 +104,16 @@ def _lines(names: Sequence[str], progress: Progress) -> Iterator[tuple[str, int,
         with raw, progress.task(f"reading {shown}" + (" (bytes)" if size else " (lines)"), total=size) as task:
             told = number = 0
             try:
-                for number, line in enumerate(_unpacked(raw), 1):
+                packed, lines = _lines_of(raw)
+                total = 0
+                for number, line in enumerate(lines, 1):
+                    total += len(line)
+                    if len(line) > LONGEST_LINE:
+                        message = f"longer than {LONGEST_LINE >> 20} MiB, which no request is"
+                        raise DataError(shown, message, line=number, remedy=_JSONL)
+                    if packed and size and total > max(UNPACKED_FREE, MOST_UNPACKED * size):
+                        message = f"unpacks to more than {MOST_UNPACKED} times its size, which no log does"
+                        raise DataError(shown, message, line=number, remedy="Unpack it yourself if you trust it.")
                     if number % _TELL_EVERY == 0:
                         position = raw.tell() if size else number
                         task.advance(position - told)
@@ -125,10 +143,10 @@ def _open(name: str, shown: str) -> tuple[IO[bytes], int | None]:
         raise DataError(shown, f"cannot be read: {error.strerror or error}") from None
 
 
-def _unpacked(raw: IO[bytes]) -> IO[bytes]:
-    """By content, not by name: standard input has none."""
+def _lines_of(raw: IO[bytes]) -> tuple[bool, Iterable[bytes]]:
+    """Whether it is gzip (by content, not by name: standard input has none), and its lines; one that is too long is cut
+    just behind what is allowed, so that it never lies in memory whole."""
     assert isinstance(raw, io.BufferedReader)
-    if raw.peek(2)[:2] != _GZIP:
-        return raw
-    unpacked = gzip.GzipFile(fileobj=raw)
-    return io.BufferedReader(unpacked)
+    packed = raw.peek(2)[:2] == _GZIP
+    text = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
+    return packed, iter(partial(text.readline, LONGEST_LINE + 1), b"")

@@ -10,9 +10,9 @@ TIMESTAMP = (
     "a text without a zone is UTC."
 )
 FIELDS: dict[str, tuple[str, str]] = {
-    "arm": ("text", "Name of the arm that answered, as the router chose it: `baseline`, `w4a16`."),
+    "arm": ("name", "Name of the arm that answered, as the router chose it: `baseline`, `w4a16`."),
     "timestamp": ("time", TIMESTAMP),
-    "kind": ("text", "Kind of task or route, for `--by kind`."),
+    "kind": ("name", "Kind of task or route, for `--by kind`."),
     "cluster": ("text", "User or session. Its requests hang together, so a verdict counts it once."),
     "ttft_ms": ("number", "Time to first token, in milliseconds."),
     "e2e_ms": ("number", "Time to the end of the answer (or to the cancellation), in milliseconds."),
@@ -54,13 +54,14 @@ class Record:
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of one line of a log in sqtool's format. Further keys are allowed."""
     types: dict[str, Any] = {
+        "name": {"type": ["string", "integer", "null"], "maxLength": 200},
         "text": {"type": ["string", "integer", "null"]},
         "time": {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "format": "date-time"}]},
         "number": {"type": ["number", "null"], "minimum": 0},
         "flag": {"type": ["boolean", "null"]},
     }
     properties = {name: {**types[how], "description": text} for name, (how, text) in FIELDS.items()}
-    properties["arm"] = {"type": "string", "minLength": 1, "description": FIELDS["arm"][1]}
+    properties["arm"] = {"type": "string", "minLength": 1, "maxLength": 200, "description": FIELDS["arm"][1]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "One request of a rollout log, one a line (JSON Lines)",

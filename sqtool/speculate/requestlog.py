@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 KEPT = ("tools", "tool_choice", "stop", "response_format")
 MILLISECONDS = 1e11
 """A timestamp above this is one in milliseconds: as seconds it would be in the year 5138."""
+LATEST = 1e15
+"""In milliseconds the year 33658; the difference of two such times is still exact to the millisecond."""
+MOST_TOKENS = 10_000_000
+LONGEST_KIND = 200
 OTHER_CALLS = ("prompt", "input")
 """A body with one of these and no messages was sent to another address of the API: completions, embeddings."""
 
@@ -68,7 +72,7 @@ def _body(path: Path, number: int, line: Mapping[str, Any]) -> tuple[Mapping[str
             if isinstance(body, str):  # some gateways keep the body as the text that was sent
                 try:
                     body = json.loads(body)
-                except ValueError:
+                except (ValueError, RecursionError):
                     raise DataError(path, "neither an object nor JSON text", line=number, field=key) from None
             if not isinstance(body, dict):
                 raise DataError(path, "must be the JSON object of a chat request", line=number, field=key)
@@ -98,8 +102,8 @@ def _request(
     field = "max_tokens" if body.get("max_tokens") is not None else "max_completion_tokens"
     limit = body.get(field)
     limit = max_tokens if limit is None else limit
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-        raise DataError(path, "must be a positive whole number", line=number, field=field)
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MOST_TOKENS:
+        raise DataError(path, f"must be a positive whole number, at most {MOST_TOKENS:,}", line=number, field=field)
     sent = {"messages": [_openai_message(m) for m in messages], "max_tokens": limit}
     sent |= {key: body[key] for key in KEPT if body.get(key)}
     expected = line.get("expected")
@@ -108,6 +112,8 @@ def _request(
     scorer, options = scoring.infer(expected)
     logged = body is not line or "id" not in line
     kind = line.get("kind") or (("tools" if sent.get("tools") else "chat") if logged else "all")
+    if not str(kind).isprintable() or len(str(kind)) > LONGEST_KIND:
+        raise DataError(path, f"must be at most {LONGEST_KIND} printable characters", line=number, field="kind")
     request = Request(
         name, str(kind), sent, arrival_s=_seconds(path, number, line, body), scorer=scorer, options=options,
         expected=expected,
@@ -120,6 +126,12 @@ def _request(
         wrong = where or "expected", first["msg"].removeprefix("Value error, ")
     if wrong is not None:
         raise DataError(path, wrong[1], line=number, field=wrong[0])
+    try:
+        # It is frozen as UTF-8 JSON and sent as such: what neither can hold is this line's fault, not a later stage's.
+        json.dumps(request.to_dict(0), ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        message = "holds half a surrogate pair, NaN or infinity, or is nested too deeply"
+        raise DataError(path, message, line=number, field="messages") from None
     return request
 
 
@@ -128,6 +140,8 @@ def _seconds(path: Path, number: int, line: Mapping[str, Any], body: Mapping[str
     if value is None:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= LATEST:  # NaN is not, either
+            raise DataError(path, f"expected a time of at most {LATEST:g}", line=number, field="timestamp")
         return value / 1000 if value > MILLISECONDS else float(value)
     try:
         moment = datetime.fromisoformat(value)

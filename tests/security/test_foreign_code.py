@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from evals.harness.code import sandbox_templates, tagged_files
 from evals.harness.spec import LmEvalSpec
 from evals.spec import CODE_FLAGS, EngineSpec
-from sqtool.errors import RecipeError
+from sqtool.errors import RecipeError, UsageError
 from sqtool.pipeline import job_of
 from sqtool.recipe import load_recipe
 from tests.security.conftest import METHODS
@@ -22,6 +24,7 @@ ASKING = {
     "vllm serve --middleware": "model: model\nengine: {extra_args: [--middleware, evil.Middle]}\n",
     "vllm serve --trust-remote-code": "model: model\nengine: {extra_args: [--trust_remote_code]}\n",
     "vllm serve --load-format": "model: model\nengine: {extra_args: [--load-form=pt]}\n",
+    "the vLLM in /opt/theirs": "model: model\nengine: {env: /opt/theirs}\n",
     "the model's answers": "model: model\nevaluate: {lm_eval: {tasks: [humaneval], confirm_run_unsafe_code: true}}\n",
     "lm-eval task evil.yaml": "model: model\nevaluate: {lm_eval: {tasks: [evil], include_path: own}}\n",
 }
@@ -40,6 +43,73 @@ def test_a_recipe_alone_runs_no_code(what: str, recipe: Write, model: Path, tmp_
     job = job_of(loaded, trust_remote_code=True)
     assert job.foreign_code == (what,)
     assert job.trust_remote_code is (what == "the model's")
+
+
+@pytest.mark.parametrize("env", ["../theirs", "own/../../theirs", "own/../own", "~/theirs", "/", "~nobody-here/x"])
+def test_an_environment_outside_of_the_project_is_code_of_others(
+    env: str, recipe: Write, model: Path, tmp_path: Path
+) -> None:
+    loaded = load_recipe(recipe(METHODS + f"model: model\nengine: {{env: '{env}'}}\n"), tmp_path)
+    if env.startswith("~nobody"):  # nobody's home: a folder of that name in the project, which is not there
+        assert job_of(loaded).foreign_code == ()
+        return
+    with pytest.raises(RecipeError, match="its bin/vllm would be run") as caught:
+        job_of(loaded)
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.line) == ("engine.env", 5)
+    assert "--trust-remote-code" in problem.hint
+    (what,) = job_of(loaded, trust_remote_code=True).foreign_code
+    assert what.startswith("the vLLM in /")
+
+
+def test_environments_of_the_project_are_its_owners(
+    recipe: Write,
+    model: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    far = tmp_path_factory.mktemp("far")
+    for name in (".venv-vllm", "linked"):  # where a link leads was the decision of whoever made it
+        (tmp_path / name).symlink_to(far)
+    (tmp_path / "envs/gpu").mkdir(parents=True)
+    monkeypatch.chdir(far)
+    for env in (".venv-vllm", "linked", "envs/gpu", "not/there", str(tmp_path / "envs/gpu"), str(tmp_path / "linked")):
+        job = job_of(load_recipe(recipe(METHODS + f"model: model\nengine: {{env: {env}}}\n"), tmp_path))
+        assert job.foreign_code == (), env
+
+
+def test_a_folder_below_the_working_folder_is_not_the_projects(
+    recipe: Write,
+    model: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    far = tmp_path_factory.mktemp("far")
+    (far / "theirs").mkdir()
+    monkeypatch.chdir(far)
+    with pytest.raises(RecipeError, match="is no folder of this project"):
+        job_of(load_recipe(recipe(METHODS + "model: model\nengine: {env: theirs}\n"), tmp_path))
+
+
+@pytest.mark.parametrize("engine", [{"env": "/opt/theirs"}, {"extra_args": ["--middleware", "evil.Middle"]}])
+def test_a_copied_run_runs_no_code_either(engine: dict[str, Any], recipe: Write, model: Path, tmp_path: Path) -> None:
+    from sqtool.cli.adhoc import again_job
+    from sqtool.cli.elsewhere import Elsewhere
+    from sqtool.runfolder import RunFolder
+
+    job = job_of(load_recipe(recipe(METHODS + "model: model\n"), tmp_path))
+    folder = RunFolder.of(tmp_path, "copied")
+    shutil.copytree(model, folder.stage("quantize") / "checkpoint")
+    folder.run_json.write_text(json.dumps({"name": "copied", "root": str(tmp_path), "model": str(model), "stages": []}))
+    content = {**job.resolved, "engine": {**job.resolved["engine"], **engine}}
+    folder.recipe_json.write_text(json.dumps(content))
+    place = Elsewhere("cpu", None, None, None, None, None)
+    with pytest.raises(UsageError, match=r"recipe.json: engine\.") as caught:
+        again_job(folder, place, {})
+    assert "--trust-remote-code" in caught.value.remedy
+    assert len(again_job(folder, place, {}, trust=True).foreign_code) == 1
 
 
 def test_the_flag_alone_trusts_nothing(recipe: Write, model: Path, tmp_path: Path) -> None:

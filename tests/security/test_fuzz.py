@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from benchmarks.reliability.fuzzing import answers, headers, recipes, records
+from benchmarks.reliability.fuzzing import answers, headers, recipes, records, releases, rollouts
 
 FEW = settings(
     max_examples=60,
@@ -65,6 +65,25 @@ def test_headers(tmp_path_factory: pytest.TempPathFactory, case: headers.Case) -
 @given(case=answers.cases())
 def test_answers_of_servers(server: answers.Server, case: answers.Case) -> None:
     assert answers.attempt(case, server).fault == ""
+
+
+@FEW
+@given(data=rollouts.cases())
+def test_logs_of_production(root: Path, data: bytes) -> None:
+    assert rollouts.attempt(data, root).fault == ""
+
+
+def test_releases(tmp_path: Path) -> None:
+    good = releases.release(tmp_path)
+
+    @FEW
+    @given(case=releases.cases(good))
+    def changed(case: releases.Case) -> None:
+        assert releases.attempt(case, good).fault == ""
+
+    changed()
+    unseen = releases.Case("model.safetensors.index.json", b"{}", fitted=True)
+    assert releases.attempt(unseen, good).outcome == "verify: not verified"
 
 
 @pytest.mark.parametrize("data", [b"name: \xff", b"a: [" * 9999, b"quantize: {methods: 7}\n"])

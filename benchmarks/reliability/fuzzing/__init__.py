@@ -1,7 +1,8 @@
 """Hostile inputs for sqtool's readers, drawn by hypothesis, and what the readers made of them.
 
-`recipes`, `records`, `headers` and `answers` each have a strategy `cases()` and a function that puts one case to the
-readers and returns an `Ending`. benchmarks/reliability/fuzz.py counts many of them, tests/security a few.
+`recipes`, `records`, `headers`, `answers`, `rollouts` and `releases` each have a strategy `cases()` and a function that
+puts one case to the readers and returns an `Ending`. benchmarks/reliability/fuzz.py counts many of them,
+tests/security a few.
 """
 
 from __future__ import annotations

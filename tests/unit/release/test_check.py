@@ -234,4 +234,4 @@ def test_torch_is_not_imported(case: Case, key: Path) -> None:
 def test_links_are_never_followed_out(case: Case, tmp_path: Path) -> None:
     place = case.published()
     (place / "evidence" / "control").symlink_to(tmp_path / "nowhere")
-    assert any("evidence/control: extra" in message for message in messages(check(place)))
+    assert any("evidence/control: is a link" in message for message in messages(check(place)))
