@@ -145,11 +145,11 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def contents(folder: Path, *, hashed_bytes: int | None = HASHED_BYTES) -> dict[str, str]:
+def contents(folder: Path, *, whole: bool = False) -> dict[str, str]:
     """What is in a stage folder beside its result.json: hex sha256 of each file by relative name; of a link, where it
     points to.
 
-    Of a file above `hashed_bytes` it is the size (None: of none): weights are hashed anyway before they are measured,
+    Of a file above `HASHED_BYTES` it is the size, unless `whole`: weights are hashed anyway before they are measured,
     and once more while they are released.
     """
     found = {}
@@ -159,7 +159,7 @@ def contents(folder: Path, *, hashed_bytes: int | None = HASHED_BYTES) -> dict[s
             found[name] = f"link to {path.readlink()}"
         elif path.is_file() and name != RESULT and not TEMPORARY.fullmatch(path.name):
             size = path.stat().st_size
-            found[name] = sha256_file(path) if hashed_bytes is None or size <= hashed_bytes else f"{size} bytes"
+            found[name] = sha256_file(path) if whole or size <= HASHED_BYTES else f"{size} bytes"
     return found
 
 

@@ -42,7 +42,7 @@ def key_of(environment: Mapping[str, str] = os.environ) -> bytes | None:
 
 def sealed(folder: Path, result: dict[str, Any], key: bytes | None) -> dict[str, Any]:
     """`result` with the hashes of all files in `folder` and the seal over everything."""
-    value = {**result, FILES: contents(folder, hashed_bytes=None)}
+    value = {**result, FILES: contents(folder, whole=True)}
     return {**value, SEAL: _seal(value, key)}
 
 
@@ -74,7 +74,7 @@ def _problem(folder: Path, result: Mapping[str, Any], key: bytes | None, progres
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
     if size > LARGE_BYTES:
         progress.note(f"checking {size / 1e9:.1f} GB in {folder.name}")
-    actual = contents(folder, hashed_bytes=None)
+    actual = contents(folder, whole=True)
     changed = sorted(name for name in {**listed, **actual} if listed.get(name) != actual.get(name))
     if not changed:
         return ""
