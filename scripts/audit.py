@@ -1,6 +1,6 @@
 """Look every pinned dependency up in a database of known defects, with pip-audit.
 
-    .venv/bin/python scripts/audit.py [--if-possible] [constraints/FILE.txt ...]
+    .venv/bin/python scripts/audit.py [--if-possible] [--advisory] [constraints/FILE.txt ...]
 
 Exit code 0: looked up, nothing found. 1: defects found that constraints/audit-exceptions.toml does not accept. 2: that
 file is broken. 4: not everything could be looked up, which is never a pass; with --if-possible (what `make check` uses)
@@ -270,6 +270,7 @@ def report(found: Answers, wanted: dict[tuple[str, str], list[str]], exceptions:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--if-possible", action="store_true", help="what cannot be looked up is said, and no failure")
+    parser.add_argument("--advisory", action="store_true", help="defects are printed, and no failure either")
     parser.add_argument("--exceptions", type=Path, default=EXCEPTIONS, help=f"default: {EXCEPTIONS.name}")
     parser.add_argument("files", nargs="*", type=Path, help="default: all of constraints/*.txt")
     given = parser.parse_args(arguments)
@@ -313,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"  raise the pins, or accept a defect with reason and date in constraints/{EXCEPTIONS.name}",
             file=sys.stderr,
         )
-        return 1
+        return 0 if given.advisory else 1
     return 4 if unsaid and not given.if_possible else 0
 
 

@@ -120,6 +120,7 @@ def test_what_is_not_looked_up_is_no_pass(
 
 def test_a_defect_counts_although_another_package_is_unknown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--if-possible", vulns=BAD, unknown=["good-thing"]) == 1
+    assert run("--if-possible", "--advisory", vulns=BAD, unknown=["good-thing"]) == 0
     printed = capsys.readouterr()
     assert "DEFECT" in printed.out
     assert "NOT AUDITED" in printed.err
