@@ -92,6 +92,14 @@ def _misspelt(draw: Any, key: str) -> str:
     )
 
 
+def _fractions(number: float) -> tuple[float, ...]:
+    """Near it and far below it; nothing for an integer that no float can hold, which an earlier edit may have made."""
+    try:
+        return number + 0.5, number / 1e9
+    except OverflowError:
+        return ()
+
+
 def _edit(draw: Any, tree: Any) -> None:
     """One change of the tree, in place."""
     places = _places(tree)
@@ -104,9 +112,7 @@ def _edit(draw: Any, tree: Any) -> None:
         holder[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
     elif kind == "number":
         number = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
-        holder[key] = draw(
-            st.sampled_from((-number, number * 10**6, number + 0.5, str(number), [number], number / 1e9))
-        )
+        holder[key] = draw(st.sampled_from((-number, number * 10**6, str(number), [number], *_fractions(number))))
     elif kind == "key" and isinstance(holder, dict):
         holder[_misspelt(draw, str(key))] = holder.pop(key)
     elif kind == "foreign" and isinstance(holder, dict):
