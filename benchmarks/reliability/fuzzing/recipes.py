@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,22 @@ def _misspelt(draw: Any, key: str) -> str:
     )
 
 
-def _fractions(number: float) -> tuple[float, ...]:
-    """Near it and far below it; nothing for an integer that no float can hold, which an earlier edit may have made."""
+CHANGES: tuple[Callable[[Any], Any], ...] = (
+    lambda number: -number,
+    lambda number: number * 10**6,
+    lambda number: number + 0.5,
+    lambda number: number / 1e9,
+    str,
+    lambda number: [number],
+)
+
+
+def _changed(draw: Any, number: Any) -> Any:
+    """Another number; the same one where an earlier edit left an integer too large for the change."""
     try:
-        return number + 0.5, number / 1e9
-    except OverflowError:
-        return ()
+        return draw(st.sampled_from(CHANGES))(number)
+    except (OverflowError, ValueError):
+        return number
 
 
 def _edit(draw: Any, tree: Any) -> None:
@@ -112,7 +123,7 @@ def _edit(draw: Any, tree: Any) -> None:
         holder[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
     elif kind == "number":
         number = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
-        holder[key] = draw(st.sampled_from((-number, number * 10**6, str(number), [number], *_fractions(number))))
+        holder[key] = _changed(draw, number)
     elif kind == "key" and isinstance(holder, dict):
         holder[_misspelt(draw, str(key))] = holder.pop(key)
     elif kind == "foreign" and isinstance(holder, dict):
