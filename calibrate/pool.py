@@ -208,7 +208,7 @@ class _Reader:
             except NoConversation as wrong:
                 error = DataError(line.path, str(wrong), line=line.number, field=wrong.field)
         if self.spec.on_bad_line == "error":
-            error.remedy = error.remedy or "Mend the line, or set calibrate.on_bad_line: skip to leave such lines out."
+            error.remedy = "Mend the line, or set calibrate.on_bad_line: skip to leave such lines out."
             raise error
         self.counts.bad_lines += 1
         if len(self.counts.shown) < SHOWN_BAD_LINES:

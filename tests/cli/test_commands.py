@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,7 @@ def test_signals_cancel(tmp_path: Path, number: signal.Signals) -> None:
         [sys.executable, "-c", NOISY, str(tmp_path), "quantize", "demo"],
         cwd=ROOT, env={**os.environ, HOLD: "quantize"}, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),  # under nohup it is ignored
     )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:

@@ -246,7 +246,7 @@ def test_the_last_run_is_a_pilot_for_nothing(sqtool_: Sqtool, machine: Machine, 
     assert sqtool_("plan", "mine.yaml", "--json").json["last_run"] is None, "those were other items"
 
 
-def test_a_finished_run_can_be_planned_after_its_records_were_removed(
+def test_a_run_whose_shared_records_were_removed_is_not_taken_for_whole(
     sqtool_: Sqtool, machine: Machine, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.yaml").write_text(RECIPE.partition("  slices")[0])
@@ -255,7 +255,7 @@ def test_a_finished_run_can_be_planned_after_its_records_were_removed(
     for records in tmp_path.rglob("records"):
         shutil.rmtree(records)
     said = sqtool_("plan", "mine.yaml", "--until", "gate")
-    assert (said.code, "nothing to run" in said.out, "Measured" in said.out) == (0, True, False)
+    assert (said.code, "`--force baseline` measures it again" in said.err, "Measured" in said.out) == (4, True, False)
 
 
 @pytest.mark.parametrize(

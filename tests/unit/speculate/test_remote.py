@@ -147,7 +147,8 @@ def place(server: Running) -> dict[str, Any]:
 
 
 def spec_of(servers: dict[str, Running], **keys: Any) -> SpeculateSpec:
-    usual = {"traffic": "traffic.jsonl", "requests": 12, "max_concurrency": 3, "warmup": 2, "cancellation": None}
+    usual = {"traffic": "traffic.jsonl", "requests": 12, "max_concurrency": 3, "warmup": 2, "repeats": 1}
+    usual["cancellation"] = None
     return SpeculateSpec.model_validate({**usual, "arms": {n: place(s) for n, s in servers.items()}, **keys})
 
 
