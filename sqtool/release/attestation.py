@@ -111,7 +111,7 @@ def attestation_problems(
         wanted = statement(folder, manifest, verdict)
     except FileNotFoundError:
         return [f"{ATTESTATION}: missing"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         return [f"{ATTESTATION}: is no attestation ({type(error).__name__}: {error})"]
     problems = []
     if inner.get("payloadType") != PAYLOAD_TYPE:

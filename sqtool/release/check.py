@@ -180,7 +180,7 @@ def _check_signatures(
         try:
             verdict = small_json(folder / verdict_file)
             problems = attestation_problems(folder, manifest, verdict, trust)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             problems = [f"{ATTESTATION}: cannot be compared with the release ({type(error).__name__}: {error})"]
         found.findings += [Finding("attestation", problem) for problem in problems]
     if SIGNATURE not in present:

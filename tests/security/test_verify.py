@@ -201,3 +201,12 @@ def test_numbers_that_compare_with_nothing(part: str, value: float, case: Case) 
     verdict["metrics"][0][part] = value
     path.write_text(json.dumps(verdict))
     assert any(finding.check == "verdict" for finding in checked(folder).findings)
+
+
+def test_a_number_that_no_attestation_can_hold(signed: tuple[Path, Path]) -> None:
+    folder, public = signed
+    path = folder / "verdict.json"
+    verdict = json.loads(path.read_text())
+    verdict["metrics"][0]["items"] = 10**400
+    path.write_text(json.dumps(verdict))
+    assert "attestation" in {finding.check for finding in checked(folder, public).findings}
