@@ -1,6 +1,6 @@
 # Every target sets up what it needs; nothing is done twice. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup vllm quantize test unit e2e check audit format lock clean distclean
+.PHONY: help setup vllm quantize test unit e2e slow check audit format lock clean distclean
 
 # `make quantize RECIPE=recipes/gptq4.yaml`; PYTHON=/path/to/python3.12 names the interpreter for new environments.
 RECIPE ?= recipes/awq4.yaml
@@ -21,13 +21,16 @@ vllm:  ## make .venv-vllm: vLLM, the engine that everything is measured with
 quantize: setup vllm  ## quantize, measure, gate and release RECIPE (default recipes/awq4.yaml)
 	@.venv/bin/sqtool quantize $(RECIPE)
 
-test: unit e2e  ## the whole suite, real llm-compressor and vLLM included
+test: unit e2e  ## what every change has to pass, real llm-compressor and vLLM included
 
 unit: setup  ## the tests that start no server
 	@$(PYTEST) -q -n $(WORKERS) --dist loadfile -m "not e2e"
 
 e2e: setup vllm  ## the tests that drive real llm-compressor and real vLLM
-	@SQTOOL_REQUIRE_E2E=1 $(PYTEST) -q -m e2e
+	@SQTOOL_REQUIRE_E2E=1 $(PYTEST) -q -m "e2e and not slow"
+
+slow: setup vllm  ## the rest of those: kills of real servers, the comparison with `vllm bench serve` (ten minutes)
+	@SQTOOL_REQUIRE_E2E=1 $(PYTEST) -q -m "e2e and slow"
 
 check: setup  ## ruff, mypy strict, import-linter, audit if it can be: all of them, then fail if any did
 	@status=0; for tool in "ruff check ." "ruff format --check ." mypy lint-imports "python scripts/audit.py --if-possible $(AUDIT)"; do \

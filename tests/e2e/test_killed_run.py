@@ -10,7 +10,7 @@ import pytest
 from tests.faults.process import CHECKOUT, Sqtool, kill
 from tests.faults.project import Project
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RECIPE = """name: killed
 quantize: {checkpoint: artifacts/reference/target}

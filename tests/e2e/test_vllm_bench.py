@@ -36,7 +36,7 @@ NOISE = 1.5
 """How far a median time of the one client may lie outside those of the other's two passes, as a factor. A fixed cost
 that one of them counted and the other did not (connecting, reading the whole stream) would be a multiple of TTFT."""
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)
