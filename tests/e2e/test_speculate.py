@@ -39,6 +39,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "request_rate": 6,
             "max_tokens": 48,
             "warmup": 2,
+            "repeats": 1,
             "cancellation": {"share": 0.25, "requests": 12},
             "sampling": {"requests": 3, "samples": 2},
             "quality": {"items": 12},
