@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from benchmarks.reliability.fuzzing import ACCEPTED, Ending, escaped, refusal
+from benchmarks.reliability.fuzzing.trees import places
 from sqtool.errors import SqtoolError
 from sqtool.recipe.model import json_schema
 
@@ -62,19 +63,6 @@ KEYS = _known_keys(json_schema())
 TREES = [YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) for path in SHIPPED]
 
 
-def _places(tree: Any) -> list[tuple[Any, Any]]:
-    """(container, key or index) of every value in the tree."""
-    found: list[tuple[Any, Any]] = []
-    stack = [tree]
-    while stack:
-        part = stack.pop()
-        entries = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
-        for key, value in entries:
-            found.append((part, key))
-            stack.append(value)
-    return found
-
-
 def _misspelt(draw: Any, key: str) -> str:
     at = draw(st.integers(0, max(0, len(key) - 1)))
     return str(
@@ -113,10 +101,10 @@ def _changed(draw: Any, number: Any) -> Any:
 
 def _edit(draw: Any, tree: Any) -> None:
     """One change of the tree, in place."""
-    places = _places(tree)
-    if not places:
+    found = places(tree)
+    if not found:
         return
-    holder, key = draw(st.sampled_from(range(len(places))).map(places.__getitem__))
+    holder, key = draw(st.sampled_from(range(len(found))).map(found.__getitem__))
     value = holder[key]
     kind = draw(st.sampled_from(("value", "value", "number", "key", "foreign", "delete", "move", "wrap", "add")))
     if kind == "value":
@@ -131,7 +119,7 @@ def _edit(draw: Any, tree: Any) -> None:
     elif kind == "delete":
         del holder[key]
     elif kind == "move":
-        other, place = draw(st.sampled_from(range(len(places))).map(places.__getitem__))
+        other, place = draw(st.sampled_from(range(len(found))).map(found.__getitem__))
         other[place] = copy.deepcopy(value)
     elif kind == "wrap":
         holder[key] = draw(st.sampled_from(([value], {"a": value}, {str(key): value})))

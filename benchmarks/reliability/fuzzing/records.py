@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from benchmarks.reliability.fuzzing import ACCEPTED, Ending, escaped, refusal
+from benchmarks.reliability.fuzzing.trees import places
 from sqtool.errors import SqtoolError
 
 ROW = {
@@ -39,16 +40,6 @@ RAW = (
 )  # fmt: skip
 
 
-def _places(tree: Any) -> list[tuple[Any, Any]]:
-    found, stack = [], [tree]
-    while stack:
-        part = stack.pop()
-        for key in list(part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()):
-            found.append((part, key))
-            stack.append(part[key])
-    return found
-
-
 @st.composite
 def cases(draw: Any) -> bytes:
     """The bytes of a JSON lines file with one to four rows, of which at least one is changed."""
@@ -56,7 +47,7 @@ def cases(draw: Any) -> bytes:
     for number in range(draw(st.integers(1, 4))):
         row = json.loads(json.dumps({**ROW, "id": f"i{number}"}))
         for _ in range(draw(st.integers(0, 2))):
-            holder, key = draw(st.sampled_from(range(len(_places(row)))).map(_places(row).__getitem__))
+            holder, key = draw(st.sampled_from(range(len(places(row)))).map(places(row).__getitem__))
             if draw(st.booleans()):
                 holder[key] = copy.deepcopy(draw(ODD))
             else:

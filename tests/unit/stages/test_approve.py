@@ -19,7 +19,7 @@ from sqtool.speculate.spec import SpeculateSpec
 from sqtool.stages import approve, release, speculate
 from sqtool.stages.contract import Inputs
 from tests.unit.advise.reports import report
-from tests.unit.stages.test_adapters import Double, double, inputs, out_of
+from tests.unit.stages.doubles import Double, double, inputs, out_of
 from tests.unit.stages.test_speculation import ENGINE, GATE, records
 
 __all__ = ["double", "inputs"]
