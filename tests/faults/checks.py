@@ -6,9 +6,9 @@ a whole one (each file as MANIFEST.json says) whose verdict is PASS. **Clean end
 (or the signal that was sent), no traceback on the screen.
 
 **The same result**: every file of every stage folder, of the shared ones and of the release has the same bytes, but for
-what a clock or a random number put in: the keys `CLOCK` of JSON files, the times in speculate.json and requests.jsonl,
-logs, and in MANIFEST.json the size and hash of speculate.json. verdict.json, records and checkpoints are compared byte
-by byte, and so is the model card but for the day in its version.
+what a clock or a random number put in: the keys `CLOCK` of JSON files, what the speculation stage measures (`KEPT` says
+what is compared of its files), logs, the card's table of the arms, and in MANIFEST.json the hashes of files with times.
+verdict.json, records and checkpoints are compared byte by byte.
 """
 
 from __future__ import annotations
@@ -33,9 +33,22 @@ CLOCK = frozenset(
     # Of its bill of materials.
     "timestamp serialNumber".split()
 )
-MEASURED = ("arms", "interaction")
-"""What speculate.json measures with a clock; the rest of it is compared."""
-ANSWER = ("id", "kind", "block", "error", "text", "tool_calls", "finish_reason", "prompt_tokens", "completion_tokens")
+ANSWER = (
+    "id", "kind", "load", "round", "block", "error", "text", "tool_calls", "finish_reason", "prompt_tokens",
+    "completion_tokens", "accepted", "score",
+)  # fmt: skip
+KEPT: dict[str, tuple[str, ...]] = {
+    "plan.json": ("seed", "arms", "loads", "rounds", "per_request_acceptance", "single_kind_blocks"),
+    "arm.json": ("name", "target", "model", "speculative_config", "complete"),
+    "probe.json": ("sent", "cancelled"),
+    "speculate.json": ("schema", "method", "speculative_config", "seed", "traffic", "loads", "agreement", "rules"),
+    "speculation_verdict.json": ("schema", "approved", "gate", "method", "pairs", "arms", "rules", "reasons"),
+}
+"""Of these files the rest is measured with a clock, or is advice on what was: how long, how much memory, in which
+order of chance. What was asked, answered and judged is here."""
+BLOCK = ("load", "round", "block", "kind")
+TIMED = ("speculate.json", "speculation_verdict.json", "bom.cdx.json", "README.md")
+"""Files of a release that hold times, so that their hashes differ; each is compared as a file."""
 DAY = re.compile(r"\d{4}-\d\d-\d\d-(?=[0-9a-f]{8})")
 """A default version begins with the day of the release."""
 EXIT_CODES = (0, 1, 2, 3, 4, 130)
@@ -80,9 +93,12 @@ def _content(path: Path) -> bytes:
     data = path.read_bytes()
     if path.suffix == ".safetensors" or path.name == "verdict.json":
         return data
-    if path.name == "requests.jsonl":
+    if path.name in ("requests.jsonl", "blocks.jsonl"):
+        keys = ANSWER if path.name == "requests.jsonl" else BLOCK
         rows = [json.loads(line) for line in data.splitlines()]
-        return json.dumps([[row.get(key) for key in ANSWER] for row in rows]).encode()
+        return json.dumps(sorted(json.dumps([row.get(key) for key in keys]) for row in rows)).encode()
+    if path.name == "README.md":  # the card's table of the arms
+        data = re.sub(rb"(?s)## The four arms.*?(?=\n## )", b"", data)
     if path.suffix != ".json":
         return DAY.sub("DAY-", data.decode(errors="surrogateescape")).encode(errors="surrogateescape")
     try:
@@ -93,18 +109,21 @@ def _content(path: Path) -> bytes:
         # Hashes of the files that are compared here one by one, times and all.
         value.pop("files", None)
         value.pop("check", None)
+        value.pop("seal", None)
+        if value.get("stage") in ("speculate", "approve"):
+            value.pop("summary", None)  # of the file that is compared beside it
+    if path.name in KEPT:
+        value = {key: value.get(key) for key in KEPT[path.name]}
     if path.name == "MANIFEST.json":
-        value["files"].pop("speculate.json", None)
-        value["files"].pop("bom.cdx.json", None)  # has the time; compared as a file
-        value["files"].pop("README.md", None)  # names the day; compared as a file
+        for name in TIMED:
+            value["files"].pop(name, None)
         value["provenance"].pop("git", None)
     return DAY.sub("DAY-", json.dumps(_timeless(value), sort_keys=True)).encode()
 
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        gone = CLOCK | set(MEASURED) if "interaction" in value else CLOCK
-        return {key: _timeless(item) for key, item in value.items() if key not in gone}
+        return {key: _timeless(item) for key, item in value.items() if key not in CLOCK}
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 
