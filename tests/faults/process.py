@@ -244,7 +244,8 @@ class Sqtool:
         while (left := self.alive()) and time.monotonic() < deadline:
             pause.wait(0.02)
         ports = [port for port in self._ports if not port_is_free(port)]
-        return [f"process {pid}: {command[:120]}" for pid, command in left.items()] + [f"port {p}" for p in ports]
+        processes = [f"process {pid}, {role(command)}: {command[-120:]}" for pid, command in left.items()]
+        return processes + [f"port {port}" for port in ports]
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> bool:

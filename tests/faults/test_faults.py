@@ -101,7 +101,7 @@ def test_a_server_that_outlives_the_run_is_noticed(lab: Lab, monkeypatch: pytest
         run.pids("server")
         kill(run.process.pid)
     assert row.survived == 0
-    assert any("outlived the run: process" in problem and "vllm serve" in problem for problem in row.problems)
+    assert any("outlived the run: process" in problem and ", server: " in problem for problem in row.problems)
     assert any("outlived the run: port" in problem for problem in row.problems)
 
 
