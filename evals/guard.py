@@ -6,6 +6,10 @@ Standard input is a pipe whose other end only the parent holds. When it closes, 
 or was killed with -9, the command's process group gets SIGTERM, and after at most GRACE_SECONDS everything that
 descends from this guard gets SIGKILL. The guard makes itself the "subreaper" of its descendants, so that a worker
 whose own parent died still belongs to it. Exit status: the command's, 128 + n when signal n ended it.
+
+vLLM leaves its sockets and rendezvous files in the temporary folder when it is killed. The command therefore gets a
+temporary folder of its own, which goes when everything else has gone; only torch's compiler keeps what it made for
+the next start.
 """
 
 from __future__ import annotations
@@ -13,10 +17,13 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +31,9 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 STRAGGLERS = 1.0
 """Seconds; Python's resource tracker, which removes shared memory, needs a few hundredths."""
+LONGEST = 107 - len("/") - 36
+"""Bytes that the path of a temporary folder may have: a socket's path ends at 107, and vLLM names its sockets by a
+UUID."""
 
 
 def _prctl(option: int, value: int) -> None:
@@ -95,6 +105,20 @@ def _end(command: subprocess.Popen[bytes], grace: float) -> None:
         time.sleep(0.02)
 
 
+def _temporary() -> tuple[str | None, dict[str, str]]:
+    """A new temporary folder, and the environment of a command that uses it; (None, the environment as it is) when no
+    folder can be made, in which case the command will say better what is wrong."""
+    usual = tempfile.gettempdir()
+    for place in (usual, "/tmp"):
+        with suppress(OSError):
+            folder = tempfile.mkdtemp(prefix="sqtool-vllm-", dir=place)
+            if len(os.fsencode(folder)) <= LONGEST:
+                compiled = f"{usual}/torchinductor_{os.getuid()}"
+                return folder, {"TORCHINDUCTOR_CACHE_DIR": compiled, **os.environ, "TMPDIR": folder}
+            Path(folder).rmdir()
+    return None, dict(os.environ)
+
+
 def main(argv: list[str]) -> int:
     """Run argv[1:] under guard, with argv[0] seconds of grace at the end."""
     grace = float(argv[0])
@@ -112,10 +136,24 @@ def main(argv: list[str]) -> int:
         if os.getppid() != guard:  # it was killed before it could be waited for
             os._exit(1)
 
+    temporary, environment = _temporary()
     try:
-        command = subprocess.Popen(argv[1:], stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child)
+        return _guarded(argv[1:], grace, parent, environment, in_child)
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _guarded(
+    words: list[str], grace: float, parent: int, environment: dict[str, str], in_child: Callable[[], None]
+) -> int:
+    """Run the command until it ends or `parent` is gone; its exit status."""
+    try:
+        command = subprocess.Popen(
+            words, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child
+        )
     except OSError as error:
-        sys.stderr.write(f"guard: cannot start {argv[1]}: {error}\n")
+        sys.stderr.write(f"guard: cannot start {words[0]}: {error}\n")
         return 127
     status: int | None = None
     while status is None:

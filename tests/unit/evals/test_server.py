@@ -229,6 +229,34 @@ def test_a_command_never_runs_without_its_guard(tmp_path: Path) -> None:
     assert not mark.exists(), said
 
 
+LEAVES_FILES = """
+import pathlib, socket, tempfile, time
+place = pathlib.Path(tempfile.gettempdir())
+socket.socket(socket.AF_UNIX).bind(str(place / "012345678901234567890123456789012345"))
+(place / "vllm_dist_0").touch()
+print(place, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("name", ["short", "long" * 30])
+def test_files_that_a_killed_command_left_are_removed(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    words = [sys.executable, str(Path(engine_env.__file__).with_name("guard.py")), "0", sys.executable, "-c"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / name)}
+    with subprocess.Popen(
+        [*words, LEAVES_FILES], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as guard:
+        assert guard.stdout is not None
+        assert guard.stdin is not None
+        place = Path(guard.stdout.readline().strip())
+        assert place.is_dir()
+        guard.stdin.close()  # as the parent's end does
+        guard.wait(30)
+    assert not place.exists()
+    assert not list((tmp_path / name).iterdir())
+
+
 @pytest.mark.parametrize(
     ("weights", "activations", "flags", "reason"),
     [
