@@ -17,7 +17,7 @@ from calibrate.conversation import NO_KIND, Record
 from calibrate.coverage import conclude, demand, measure
 from calibrate.duplicates import near_duplicates
 from calibrate.features import Profile
-from calibrate.fix import fillers
+from calibrate.fix import fillers, spare
 from calibrate.packing import Rows, pack
 from calibrate.pool import Entry, Pool, read_pool
 from calibrate.reference import Sample, read_items, read_traffic
@@ -113,7 +113,7 @@ def build(
         write_json(out / COVERAGE, report)
         _refuse_test_items(spec, found, chosen, progress)
         demand(spec.coverage, report)
-        report["model"] = model_coverage(
+        report["model"], further = model_coverage(
             spec.activations,
             ((r.get("kind") or NO_KIND, m.ids) for r, m in zip(chosen.records, chosen.rendered, strict=True)),
             None if traffic is None else (record for _, record in traffic.records),
@@ -122,7 +122,13 @@ def build(
             out=out,
             progress=progress,
             trust_remote_code=trust_remote_code,
+            spare=(lambda kinds: spare(candidates, {*chosen.entries, *found}, kinds)) if spec.coverage.fix else None,
         )
+        if further:
+            known = {part: report[part] for part in ("contamination", "model")}
+            chosen, report = _measured(spec, candidates, [*chosen.entries, *further], references)
+            report = {**_explained(candidates, chosen, report), **known}
+            added += len(further)
         write_json(out / COVERAGE, conclude(report))
         demand(spec.coverage, report)
         masks = _masks(spec, chosen)
@@ -264,14 +270,19 @@ def _covered(
         added = fillers(candidates, chosen.entries, chosen.profile, references, report, avoid)
         if added:
             chosen, report = _measured(spec, candidates, [*entries, *added], references)
+    return chosen, _explained(candidates, chosen, report), len(added)
+
+
+def _explained(candidates: Candidates, chosen: _Chosen, report: dict[str, Any]) -> dict[str, Any]:
+    """The report with the conversations that would fill what is missing, and tokens in letters."""
     if lacking(report["text"]):
         held = set(chosen.entries)
-        spare = [entry for entry in candidates.pool.all() if entry not in held]
-        names = ((f"{e.path.name}:{e.line}", found) for e, found in candidates.features(spare))
+        others = [entry for entry in candidates.pool.all() if entry not in held]
+        names = ((f"{e.path.name}:{e.line}", found) for e, found in candidates.features(others))
         name_fillers(lacking(report["text"]), names)
     for missing in report["text"].get("tokens", {}).get("missing", ()):
         missing["name"] = candidates.tokenizer.convert_ids_to_tokens(int(missing["name"]))
-    return chosen, report, len(added)
+    return report
 
 
 def _measured(

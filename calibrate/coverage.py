@@ -143,7 +143,8 @@ def _remedy(report: Mapping[str, Any], short: list[dict[str, Any]]) -> str:
         )
     if lacking(report.get("model", {})):
         said.append(
-            "Add conversations like the traffic that goes beyond to calibrate.sources, raise "
+            "`sqtool calibrate RECIPE --fix` looks through the sources for conversations that reach as far; where they "
+            "have none, add some like the traffic that goes beyond to calibrate.sources. Or raise "
             "calibrate.num_calibration_samples, or change the limits in calibrate.activations (activations.json has "
             "every layer)."
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from calibrate.candidates import Candidates
+from calibrate.conversation import NO_KIND
 from calibrate.features import Profile
 from calibrate.greedy import cover
 from calibrate.pool import Entry
@@ -59,6 +61,23 @@ def fillers(
         _fill(left, found)
         added.append(entry)
     return added
+
+
+def spare(
+    candidates: Candidates, held: Collection[Entry], kinds: Sequence[str]
+) -> Iterator[tuple[Entry, str, Sequence[int]]]:
+    """(entry, kind, token ids) of what the sources have beside `held`: one of each of `kinds` in turn, then one of each
+    other kind. Nothing that is left out for its length; rendered as it is asked for."""
+    by_kind: dict[str, list[Entry]] = {kind: [] for kind in kinds}
+    for entry in candidates.pool.all():
+        if entry not in held:
+            by_kind.setdefault(entry.kind or NO_KIND, []).append(entry)
+    missed, others = [by_kind[kind] for kind in kinds], [of for kind, of in by_kind.items() if kind not in kinds]
+    entries = [entry for group in (missed, others) for turn in zip_longest(*group) for entry in turn if entry]
+    skipped = candidates.spec.on_too_long == "skip"
+    for entry, record, made in candidates.rendered(entries):
+        if not (skipped and candidates.beyond(record, made)):
+            yield entry, record.get("kind") or NO_KIND, made.ids
 
 
 def _to_the_minimum(spare: Sequence[Entry], below: Mapping[str, Any]) -> list[Entry]:

@@ -45,9 +45,22 @@ def measure(
 
     Memory does not grow with the number of tokens, and order does not matter: both are sorted into batches here.
     """
+    watch = observe(model, calibration, traffic, batch_tokens=batch_tokens, progress=progress)
+    return figures(watch, calibration, traffic)
+
+
+def observe(
+    model: Any,
+    calibration: Sequence[Sample],
+    traffic: Sequence[Sample],
+    *,
+    batch_tokens: int = 4096,
+    progress: Progress = SILENT,
+) -> Watch:
+    """Both passes, and what was seen in them."""
     from calibrate.activations.watch import Watch
 
-    kinds = sorted({sample.kind for sample in traffic})
+    kinds = _kinds(traffic)
     watch = Watch(len(kinds))
     with watch.on(model):
         for name, samples in (("calibration", calibration), ("traffic", traffic)):
@@ -57,12 +70,32 @@ def measure(
                 for group in batches(samples, batch_tokens):
                     _forward(model, group, kinds, watch)
                     task.advance(sum(len(sample.tokens) for sample in group))
+    return watch
+
+
+def alone(model: Any, sample: Sample) -> Watch:
+    """What one conversation reaches: `Range.maximum` and `Routing.calibration` of that one."""
+    from calibrate.activations.watch import Watch
+
+    watch = Watch(0)
+    with watch.on(model):
+        _forward(model, [sample], (), watch)
+    return watch
+
+
+def figures(watch: Watch, calibration: Sequence[Sample], traffic: Sequence[Sample]) -> dict[str, Any]:
+    """What `measure` returns, of what `observe` saw."""
+    kinds = _kinds(traffic)
     return {
         "calibration_tokens": sum(len(sample.tokens) for sample in calibration),
         "traffic_tokens": sum(len(sample.tokens) for sample in traffic),
         "kinds": kinds,
         **_found(watch, kinds),
     }
+
+
+def _kinds(traffic: Sequence[Sample]) -> list[str]:
+    return sorted({sample.kind for sample in traffic})
 
 
 def _forward(model: Any, group: Sequence[Sample], kinds: Sequence[str], watch: Watch) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from calibrate.spec import SourceSpec
 from sqtool.errors import DataError, UsageError
 
 from .conftest import item
+from .hub_double import serving
 
 RECORDS = [item(1, "a"), item(2, "b", tool="f")]
 
@@ -83,6 +87,42 @@ def test_a_saved_dataset_by_folder_and_split(tmp_path: Path) -> None:
     assert "held_out" in caught.value.remedy
     data.to_parquet(tmp_path / "folder" / "train.parquet")
     assert read(tmp_path, dataset="folder", streaming=True) == RECORDS[:1]
+
+
+FROM_THE_HUB = """
+import json, sys
+from pathlib import Path
+from calibrate.sources import read_source
+from calibrate.spec import SourceSpec
+from sqtool.errors import DataError
+try:
+    for line in read_source(SourceSpec.model_validate_json(sys.argv[1]), Path()):
+        print(json.dumps(line.value))
+except DataError as error:
+    sys.exit(str(error))
+"""
+
+
+def from_the_hub(address: str, home: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """What a process that knows the hub by this address reads."""
+    words = [sys.executable, "-c", FROM_THE_HUB, SourceSpec(**settings).model_dump_json()]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.run(words, capture_output=True, text=True, env=environment, cwd=home)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_dataset_on_the_hub(streaming: bool, tmp_path: Path) -> None:
+    data = "".join(json.dumps(record) + "\n" for record in RECORDS[:1]).encode()
+    files = {"train.jsonl": data, "test.jsonl": data * 3}
+    with serving("owner/talks", files) as (address, asked):
+        done = from_the_hub(address, tmp_path, dataset="owner/talks", streaming=streaming, revision="v1")
+        assert [json.loads(line) for line in done.stdout.splitlines()] == RECORDS[:1], done.stderr
+        assert "GET /api/datasets/owner/talks/revision/v1" in asked
+        missing = from_the_hub(address, tmp_path, dataset="owner/nothing", streaming=streaming)
+    assert missing.returncode == 1
+    assert missing.stderr.splitlines()[-1].startswith("owner/nothing[train]: calibrate.sources: the dataset cannot")
 
 
 def test_a_dataset_that_is_not_there_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
