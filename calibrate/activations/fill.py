@@ -27,8 +27,8 @@ PICKED = 32
 """Conversations that are added before the whole set is measured again."""
 WORTH_IT = 0.01
 """The least share of all that is missing for which one more conversation is added."""
-MEMORY = 256 << 20
-"""Bytes for what the conversations reach."""
+MEMORY = 128 << 20
+"""Bytes for what the conversations reach; no more are looked at than fit. Choosing takes a few times as much."""
 
 
 @dataclass
