@@ -28,6 +28,7 @@ from sqtool.release.manifest import (
 )
 from sqtool.release.reading import LARGEST_JSON, LARGEST_RECORDS, UnreadableError, small_json, small_text, walk
 from sqtool.release.signing import Trust, fingerprint, public_key, signature_problem
+from sqtool.release.spec import LATEST
 from sqtool.release.verdict import Records, check_rules, read_accepted
 from sqtool.runfolder import RESULT
 
@@ -82,9 +83,17 @@ def check_release(
     if trust is not None and trust.key is not None:
         public_key(trust.key)
     if not folder.is_dir():
-        raise UsageError(f"no such folder: {folder}")
+        raise UsageError(
+            f"no such folder: {folder}",
+            remedy="Give it a release's folder; `sqtool releases list` says which there are here, and `sqtool releases "
+            "verify NAME` checks one by its name.",
+        )
     if not (folder / MANIFEST).is_file():
-        raise UsageError(f"{folder} is no release: it has no {MANIFEST}")
+        inside = folder / LATEST if (folder / LATEST / MANIFEST).is_file() else None
+        raise UsageError(
+            f"{folder} is no release: it has no {MANIFEST}",
+            remedy=f"Did you mean {inside}?" if inside else "Give it the folder of one version of a release.",
+        )
     found = Checked(folder)
     linked = _linked(folder)
     if linked:

@@ -178,6 +178,13 @@ def test_what_git_and_the_hub_leave_is_no_part(case: Case, key: Path) -> None:
 def test_no_release(tmp_path: Path, case: Case, key: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         check_release(tmp_path / "gone")
+    home = tmp_path / "home"
+    (home / "v1").mkdir(parents=True)
+    (home / "v1" / MANIFEST).touch()
+    (home / "latest").symlink_to("v1")
+    with pytest.raises(UsageError, match=r"no MANIFEST\.json") as raised:
+        check_release(home)
+    assert raised.value.remedy == f"Did you mean {home / 'latest'}?"
     with pytest.raises(UsageError, match=r"no MANIFEST\.json"):
         check_release(case.checkpoint)
     with pytest.raises(UsageError, match="it is a private key"):
