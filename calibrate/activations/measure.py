@@ -68,18 +68,8 @@ def observe(
             total = sum(len(sample.tokens) for sample in samples)
             with progress.task(f"calibrate: activations of {name}", total=total) as task:
                 for group in batches(samples, batch_tokens):
-                    _forward(model, group, kinds, watch)
+                    run_batch(model, group, kinds, watch)
                     task.advance(sum(len(sample.tokens) for sample in group))
-    return watch
-
-
-def alone(model: Any, sample: Sample) -> Watch:
-    """What one conversation reaches: `Range.maximum` and `Routing.calibration` of that one."""
-    from calibrate.activations.watch import Watch
-
-    watch = Watch(0)
-    with watch.on(model):
-        _forward(model, [sample], (), watch)
     return watch
 
 
@@ -98,7 +88,7 @@ def _kinds(traffic: Sequence[Sample]) -> list[str]:
     return sorted({sample.kind for sample in traffic})
 
 
-def _forward(model: Any, group: Sequence[Sample], kinds: Sequence[str], watch: Watch) -> None:
+def run_batch(model: Any, group: Sequence[Sample], kinds: Sequence[str], watch: Watch) -> None:
     """One batch, padded on the right and masked. Without the output head: its input is no layer to be quantized."""
     import torch
 

@@ -103,20 +103,23 @@ def _mended(
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[Key]]:
     """(what was found, judged, what was added): measured, and again with what was added, as long as that helps."""
-    from calibrate.activations.fill import fill, missing
+    from calibrate.activations.fill import Search, missing
     from calibrate.activations.measure import figures, observe
 
     added: list[Key] = []
+    search: Search[Key] | None = None
     for rounds in itertools.count():
         watch = observe(network, chosen, served, batch_tokens=spec.batch_tokens, progress=progress)
-        lacks = missing(watch, spec)
         found = figures(watch, chosen, served)
         dimensions = {} if found["non_finite"] else judge(spec, found, expects_experts=experts)
         picked: list[tuple[Key, Sample]] = []
-        if spare is not None and rounds < ROUNDS and any(r["verdict"] != COVERED for r in dimensions.values()):
-            held, missed = set(added), kinds_to_add(found)
-            others = ((key, Sample(tuple(ids), kind)) for key, kind, ids in spare(missed) if key not in held)
-            picked = fill(network, lacks, others, tokens=spec.calibration_tokens, progress=progress)
+        if spare is not None and rounds < ROUNDS and any(row["verdict"] != COVERED for row in dimensions.values()):
+            lacks = missing(watch, spec)
+            if search is None:
+                others = ((key, Sample(tuple(ids), kind)) for key, kind, ids in spare(kinds_to_add(found)))
+                sizes = {"tokens": spec.calibration_tokens, "batch_tokens": spec.batch_tokens}
+                search = Search(network, lacks, others, **sizes, progress=progress)
+            picked = search.pick(lacks)
         if not picked:
             about = {"add_kinds": kinds_to_add(found), "kind_scores": kind_scores(found)}
             return {**about, "overlap": overlap(chosen, served), **found}, dimensions, added

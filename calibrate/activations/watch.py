@@ -158,18 +158,19 @@ class Watch:
                 return
             hidden = args[0] if args else kwargs["hidden_states"]
             self._input(name, hidden)
-            assert self.batch is not None
-            count = experts_in(module)
-            chosen = self._real(chosen.reshape(-1, chosen.shape[-1]))
-            # A router may mark an unused place with an index past the last expert.
-            counts = torch.bincount(chosen.flatten(), minlength=count)[:count]
-            routing = self.routing.setdefault(name, Routing(torch.zeros_like(counts), torch.zeros_like(counts)))
-            if self.comparing:
-                routing.traffic += counts
-            else:
-                routing.calibration += counts
+            self._routed(name, chosen.reshape(-1, chosen.shape[-1]), experts_in(module))
 
         return hook
+
+    def _routed(self, name: str, chosen: torch.Tensor, experts: int) -> None:
+        """`chosen` [tokens, experts a token], the indices that the router selected."""
+        # A router may mark an unused place with an index past the last expert.
+        counts = torch.bincount(self._real(chosen).flatten(), minlength=experts)[:experts]
+        routing = self.routing.setdefault(name, Routing(torch.zeros_like(counts), torch.zeros_like(counts)))
+        if self.comparing:
+            routing.traffic += counts
+        else:
+            routing.calibration += counts
 
     def _real(self, rows: torch.Tensor) -> torch.Tensor:
         """Without the rows of padding. A part of the tokens (one expert's own) has lost their places: all of it."""

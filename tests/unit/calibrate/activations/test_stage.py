@@ -170,7 +170,7 @@ def test_a_model_that_cannot_be_run_says_how_to_go_on(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("shapes do not fit\nat length")
 
-    monkeypatch.setattr("calibrate.activations.measure._forward", broken)
+    monkeypatch.setattr("calibrate.activations.measure.run_batch", broken)
     model = place(tmp_path, tiny, [talk(1, "plain words", "plain")])
     with pytest.raises(InfrastructureError, match=r"LlamaForCausalLM cannot .*RuntimeError: shapes do not fit$"):
         run(model, tmp_path / "out")
