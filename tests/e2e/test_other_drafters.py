@@ -95,7 +95,6 @@ def test_heads_and_ngrams_are_arms_like_others(tmp_path: Path) -> None:
             "repeats": 1,
             "control": False,
             "cancellation": None,
-            "quality": {"items": 0},
             "arms": {
                 "eagle": {"target": "baseline", "speculative": length},
                 "eagle_quantized": {"target": "quantized", "speculative": length},
