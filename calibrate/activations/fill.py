@@ -160,6 +160,8 @@ class Search(Generic[Key]):
                     run_batch(model, group, (), reach)
                 self.reached[[row[id(sample)] for sample in group]] = self._read(parts, reach)
                 task.advance(sum(len(sample.tokens) for sample in group))
+        # One that overflows the model is nothing to calibrate with.
+        self.reached[~self.reached.isfinite().all(1)] = 0
 
     def _read(self, parts: Mapping[str, Part], reach: Reach) -> torch.Tensor:
         """[texts, places]"""

@@ -19,7 +19,7 @@ def judge(spec: ActivationsSpec, found: Mapping[str, Any], *, expects_experts: b
     activation_range       calibrated over traffic maximum, in the layer where it is lowest
     activation_saturation  share of traffic tokens within the calibrated maximum, likewise
     activation_channels    share of traffic values within the maximum of their own channel, likewise
-    kv_range               as activation_range, of the keys and values of each head
+    kv_range               as activation_range, of the keys and values of each layer (the largest of its heads)
     experts                share of the experts with the tokens that they need
 
     The first four only with traffic. THIN is below the threshold, UNCOVERED is below it by more than the threshold

@@ -134,8 +134,9 @@ def _spied_cache(body: Any, watch: Watch) -> Any:
 
 
 def _found(watch: Watch, kinds: Sequence[str]) -> dict[str, Any]:
-    # A layer that calibration came to and no traffic (or the other way round) is there with what is known.
-    layers = [_range(found, kinds) for found in watch.ranges.values()]
+    # A layer that calibration came to and no traffic (or the other way round) is there with what is known. One that was
+    # only ever called without a token, as an idle expert of a list is, is not.
+    layers = [_range(found, kinds) for found in watch.ranges.values() if found.maximum is not None]
     kv: list[dict[str, Any]] = [
         {"layer": layer, "keys": _range(watch.keys[layer], kinds), "values": _range(watch.values[layer], kinds)}
         for layer in sorted(watch.keys)

@@ -37,11 +37,10 @@ def judge_experts(routed: Mapping[str, Sequence[int]], *, minimum: int, calibrat
     )
 
 
-def check_experts(coverage: Path, *, minimum: int, calibrate_all_experts: bool) -> tuple[str, ...]:
-    """`judge_experts` of what the calibrate stage measured, in its coverage.json (`model.experts`: for each layer its
-    `name` and, in `calibration`, the tokens of each expert). Nothing where it did not look, or a minimum of 0."""
-    if not minimum or not coverage.is_file():
+def check_experts(activations: Path, *, minimum: int, calibrate_all_experts: bool) -> tuple[str, ...]:
+    """`judge_experts` of what the calibrate stage saw, in its activations.json (`experts`: for each layer its `name`
+    and, in `calibration`, the tokens of each expert). Nothing where it did not look, or a minimum of 0."""
+    if not minimum or not activations.is_file():
         return ()
-    rows = (read_json(coverage).get("model") or {}).get("experts") or []
-    routed = {str(row["name"]): list(row["calibration"]) for row in rows}
+    routed = {str(row["name"]): list(row["calibration"]) for row in read_json(activations)["experts"]}
     return judge_experts(routed, minimum=minimum, calibrate_all_experts=calibrate_all_experts)

@@ -44,6 +44,7 @@ def run(spec: QuantizeSpec, inputs: Inputs, out: Path) -> StageResult:
 
 def _experts(spec: QuantizeSpec, inputs: Inputs) -> None:
     """Says which experts calibration hardly reached; CoverageError where that matters."""
+    from calibrate.activations.stage import ACTIVATIONS
     from quantize.preflight.experts import check_experts
 
     folder = inputs.folders.get("calibrate")
@@ -52,7 +53,7 @@ def _experts(spec: QuantizeSpec, inputs: Inputs) -> None:
     samples = inputs.sections["calibrate"]
     assert isinstance(samples, CalibrateSpec)
     for warning in check_experts(
-        folder / "coverage.json",
+        folder / ACTIVATIONS,
         minimum=samples.activations.min_tokens_per_expert if samples.activations is not None else 0,
         calibrate_all_experts=spec.calibrate_all_experts,
     ):

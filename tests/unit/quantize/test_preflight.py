@@ -215,11 +215,11 @@ def test_rare_experts_warn_or_stop() -> None:
     assert "calibrate_all_experts" in caught.value.remedy
 
 
-def test_experts_are_read_from_the_coverage_report(tmp_path: Path) -> None:
-    report = tmp_path / "coverage.json"
+def test_experts_are_read_from_what_calibration_saw(tmp_path: Path) -> None:
+    report = tmp_path / "activations.json"
     assert check_experts(report, minimum=10, calibrate_all_experts=False) == ()
     rows = [{"name": "model.layers.0.mlp.experts", "calibration": [20, 1], "traffic": [5, 5]}]
-    report.write_text(json.dumps({"text": {}, "model": {"experts": rows}}))
+    report.write_text(json.dumps({"dimensions": {}, "experts": rows}))
     assert check_experts(report, minimum=0, calibrate_all_experts=False) == ()
     (warning,) = check_experts(report, minimum=10, calibrate_all_experts=True)
     assert "model.layers.0.mlp.experts expert 1 (1)" in warning

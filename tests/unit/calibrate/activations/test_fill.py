@@ -95,3 +95,38 @@ def test_no_more_than_asked_for_is_looked_at(llama: Any) -> None:
     lacks = missing(observe(llama, samples(1, seed=2, high=60), samples(4, seed=3)), spec)
     assert len(Search(llama, lacks, enumerate(samples(99, seed=6)), tokens=100, batch_tokens=64).conversations) < 10
     assert Search(llama, {}, enumerate(samples(9, seed=6)), tokens=100, batch_tokens=64).pick({}) == []
+
+
+def test_a_conversation_that_overflows_the_model_is_never_picked(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from calibrate.activations import fill
+    from calibrate.activations.measure import observe
+
+    spare = list(enumerate(samples(6, seed=3, low=150)))
+    lacks = fill.missing(
+        observe(llama, samples(2, seed=2, high=60), [s for _, s in spare]), ActivationsSpec(max_beyond_channel=0.0)
+    )
+    read = fill.Search._read
+
+    def overflowing(self: Any, parts: Any, reach: Any) -> Any:
+        found = read(self, parts, reach)
+        found[0, 0] = torch.nan
+        return found
+
+    monkeypatch.setattr(fill.Search, "_read", overflowing)
+    search = fill.Search(llama, lacks, spare, tokens=10_000, batch_tokens=10_000)
+    broken = {at for at, row in enumerate(search.reached) if not row.any()}
+    assert broken
+    assert not {key for key, _ in search.pick(lacks)} & broken
+
+
+def test_an_expert_that_never_gets_a_token_is_left_out() -> None:
+    import torch
+
+    from calibrate.activations.measure import figures
+    from calibrate.activations.watch import Range, Watch
+
+    watch = Watch(0, ranges={"idle": Range(["idle"]), "busy": Range(["busy"], torch.ones(4))})
+    found = figures(watch, [], [])
+    assert [row["name"] for row in found["layers"]] == ["busy"]

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from calibrate.activations.stage import ACTIVATIONS
 from calibrate.build import build
 from calibrate.spec import CalibrateSpec, MinScores
+from quantize.preflight.experts import check_experts
 from sqtool.errors import CoverageError, InfrastructureError
 from sqtool.progress import SILENT
 from tests.contract.tiny import make_tokenizer
@@ -123,6 +125,9 @@ def test_fix_looks_for_tokens_of_an_expert(tmp_path: Path) -> None:
         added[name] = build(spec, model=model, seed=0, out=tmp_path / name, progress=SILENT)["added"]
         report = json.loads((tmp_path / name / "coverage.json").read_text())
         assert (report["model"]["experts"]["verdict"] == "COVERED") is fix
+        # The quantize stage reads the same file.
+        rare = check_experts(tmp_path / name / ACTIVATIONS, minimum=60, calibrate_all_experts=True)
+        assert bool(rare) is not fix
     assert added["bare"] == 0 < added["mended"]
 
 
