@@ -1,12 +1,13 @@
 """Acceptance of drafted tokens: per arm, position and kind, and how quantizing the target changed it.
 
 All figures are ratios of sums over verifications. Verifications of one request depend on one another, so requests are
-what is resampled. Without reports per request the counters around blocks are all there is, and blocks are resampled.
+what is resampled. Without reports per request the counters around blocks are all there is, and blocks are resampled; a
+block's rounds send the same requests again, so they belong together as a request's rounds do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +26,9 @@ FEW_BLOCKS = "acceptance is counted around blocks only, and too few blocks make 
 class Counts:
     """Counts [units, 3 + k] of one arm, with the weights that resample their units."""
 
-    def __init__(self, table: Floats, weights: Floats, units: int, source: str) -> None:
-        self.table, self.weights, self.units, self.source = table, weights, units, source
+    def __init__(self, table: Floats, weights: Floats, units: int, source: str, names: Sequence[int] = ()) -> None:
+        """`names` of the units where they are blocks; requests have their places in the resamples."""
+        self.table, self.weights, self.units, self.source, self.names = table, weights, units, source, tuple(names)
 
     @property
     def total(self) -> Speculation:
@@ -56,16 +58,17 @@ def counts_of(frame: Frame, resamples: Resamples, kind: str | None = None) -> Co
     if not blocks:
         return None
     width = max(len(b.speculation.per_position) for b in blocks if b.speculation is not None)
-    table = np.zeros((len(blocks), 3 + width))
-    for at, block in enumerate(blocks):
-        counted = block.speculation
+    names = sorted({block.block for block in blocks})
+    table = np.zeros((len(names), 3 + width))
+    for block in blocks:
+        counted, at = block.speculation, names.index(block.block)
         assert counted is not None
-        table[at, :3] = counted.drafts, counted.draft_tokens, counted.accepted_tokens
-        table[at, 3 : 3 + len(counted.per_position)] = counted.per_position
+        table[at, :3] += counted.drafts, counted.draft_tokens, counted.accepted_tokens
+        table[at, 3 : 3 + len(counted.per_position)] += counted.per_position
     # One seed for every arm, so that arms with the same blocks are resampled alike and stay paired.
     rng = np.random.default_rng(7202)
-    weights = draw(rng, len(blocks), len(resamples.weights))
-    return Counts(table, weights, len(blocks), "metrics")
+    weights = draw(rng, len(names), len(resamples.weights))
+    return Counts(table, weights, len(names), "metrics", names)
 
 
 def acceptance(frame: Frame, resamples: Resamples, missing: Missing, kind: str | None = None) -> dict[str, Any]:
@@ -152,7 +155,7 @@ def _change(full: Frame, quantized: Frame, resamples: Resamples, kind: str | Non
     old_r, new_r = before.replicates(), after.replicates()
     units = min(before.units, after.units)
     # Resampled together only when both have the same units: requests, or blocks one for one.
-    paired = before.weights.shape == after.weights.shape and before.source == after.source
+    paired = (before.source, before.names) == (after.source, after.names)
 
     def ends(difference: Floats) -> Interval:
         # Where no request differs no resample does, and an interval of no width would claim too much.

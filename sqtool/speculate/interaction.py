@@ -51,7 +51,7 @@ def _quantile(time: str, probability: float) -> Measure:
 
 
 def _rate(numerator: Callable[[Frame], Floats], *, inside: bool = False) -> Measure:
-    """`inside`: counts what lies inside the SLO, which varies between requests at any load."""
+    """`inside`: counts what lies inside the SLO, which may vary between requests at any load."""
 
     def measure(frame: Frame, resamples: Resamples) -> Figure | None:
         above = numerator(frame)
@@ -60,7 +60,8 @@ def _rate(numerator: Callable[[Frame], Floats], *, inside: bool = False) -> Meas
         value = float(above.sum() / frame.seconds.sum())
         replicates = resamples.ratio(frame.unit, above, frame.seconds)
         # In an open loop the arrivals set the time of a whole run, and resampling requests says nothing about it.
-        return Figure(value, replicates, frame.units, inside or not frame.open_loop)
+        varies = inside and above.min() < above.max()
+        return Figure(value, replicates, frame.units, varies or not frame.open_loop)
 
     return measure
 
@@ -70,7 +71,9 @@ def _economy(frame: Frame, resamples: Resamples) -> Figure | None:
     seconds, good, unit, reason = cost.parts(frame)
     if reason:
         return None
-    return Figure(float(good.sum() / seconds.sum()), resamples.ratio(unit, good, seconds), len(np.unique(unit)))
+    replicates = resamples.ratio(unit, good, seconds)
+    # As for throughput: where the arrivals set the time, equal answers would give an interval of no width.
+    return Figure(float(good.sum() / seconds.sum()), replicates, len(np.unique(unit)), not frame.open_loop)
 
 
 LATENCIES: dict[str, Measure] = {

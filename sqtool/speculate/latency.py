@@ -129,14 +129,18 @@ def throughput(frame: Frame, resamples: Resamples) -> dict[str, Any]:
 
 
 def goodput(frame: Frame, resamples: Resamples) -> dict[str, Any]:
-    """Requests inside the SLO: per second of wall time, and as a share of those sent."""
+    """Requests inside the SLO: per second of wall time, and as a share of those sent.
+
+    Where all are inside, an open loop's rate is the arrivals', and has no interval."""
     inside = frame.within.astype(np.float64)
     count = int(inside.sum())
+    varies = not frame.open_loop or 0 < count < len(inside)
+    rate = interval(resamples.ratio(frame.unit, inside, frame.seconds), frame.units) if varies else None
     return {
         "requests_per_s": count / frame.wall,
         "share": count / len(inside),
         "ci": {
-            "requests_per_s": interval(resamples.ratio(frame.unit, inside, frame.seconds), frame.units),
+            "requests_per_s": rate,
             "share": share_interval(frame.unit, inside, resamples),
         },
     }

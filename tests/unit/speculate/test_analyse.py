@@ -196,6 +196,28 @@ def test_counters_around_single_kind_blocks(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_rounds_of_a_block_are_no_further_blocks(tmp_path: Path) -> None:
+    """Ten rounds of three blocks send the same requests ten times: three units, and no interval."""
+    report = run(write_stage(tmp_path, Settings(reports=False, single_kind=True, rounds=10, requests=30)), SPEC)
+    found = report["arms"]["both"]["loads"]["c8"]["speculation"]
+    assert found["source"] == "metrics"
+    assert found["ci"]["acceptance_rate"] is None
+    assert report["acceptance_change"]["c8"]["overall"]["acceptance_rate"]["ci"] is None
+
+
+def test_an_open_loop_shows_no_arm_to_be_cheaper(tmp_path: Path) -> None:
+    """The arrivals set the time, and where all arms accept the same answers every resample gives the same ratio."""
+    report = run(write_stage(tmp_path, Settings(loads=("r4",))), SPEC)
+    for name in ("cost_per_accepted_answer", "output_tokens_per_s", "goodput"):
+        entry = report["interaction"]["r4"].get(name)
+        if entry is not None:
+            assert entry["both"]["ci"] is None
+            assert report["control"]["r4"][name]["ci"] is None
+    assert "cost_per_accepted_answer" in report["interaction"]["r4"]
+    limits = report["arms"]["both"]["loads"]["r4"]["goodput"]
+    assert limits is None or limits["ci"]["requests_per_s"] is None or limits["share"] < 1
+
+
 def test_many_blocks_make_an_interval_without_reports(tmp_path: Path) -> None:
     report = run(write_stage(tmp_path, Settings(reports=False, block=10)), SPEC)
     entry = report["arms"]["both"]["loads"]["c8"]["speculation"]
