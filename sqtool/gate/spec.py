@@ -160,7 +160,9 @@ class GateSpec(Spec):
         default=0.05, gt=0, lt=0.5, description="One-sided error rate; the intervals cover 1 - 2 alpha."
     )
     inconclusive: Literal["refuse", "allow"] = Field(
-        default="refuse", description="What becomes of a candidate about which the items measured cannot decide."
+        default="refuse",
+        description="What becomes of a candidate about which the items measured cannot decide. allow covers no shown "
+        "regression, and no engine that does not agree with itself.",
     )
     min_items: int = Field(default=1, ge=1, description="Fewer paired items than this never pass, for any metric.")
     slices: list[ShortSlice] = Field(
