@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sqtool.errors import DataError
+from sqtool.errors import EXIT_RELEASED, DataError
 from sqtool.files import read_json
+from sqtool.gate.acceptance import json_exit_code
 from sqtool.report import Facts, collect
 from sqtool.report.numbers import percent, signed_points
 from sqtool.report.verdict import HEADERS, metric_row
@@ -91,8 +92,7 @@ class CiRun:
     def gate_decided(self) -> bool:
         """Whether what stopped the run is its verdict, and not a failure before or behind the gate, nor the verdict on
         speculation where the recipe lets that block."""
-        outcome = self.verdict.get("outcome")
-        accepted = outcome == "PASS" or (outcome == "INCONCLUSIVE" and self.verdict.get("inconclusive") == "allow")
+        accepted = json_exit_code(self.verdict) == EXIT_RELEASED
         return bool(self.verdict) and not accepted and self.outcome in ("refused", "inconclusive")
 
 
@@ -141,6 +141,7 @@ def _verdict(path: Path) -> Mapping[str, Any]:
 
 def _judged(verdict: Mapping[str, Any]) -> tuple[Judged, ...]:
     parts = [m for m in verdict.get("metrics", ()) if m.get("gated")] + list(verdict.get("slices", ()))
+    accepted = json_exit_code(verdict) == EXIT_RELEASED
     found = []
     for part in parts:
         task, _, metric = str(part["metric"]).rpartition(".")
@@ -150,7 +151,7 @@ def _judged(verdict: Mapping[str, Any]) -> tuple[Judged, ...]:
                 task=task,
                 name=f"{metric} [{part['slice_field']}={part['slice_value']}]" if of_slice else metric,
                 outcome=str(part["outcome"]),
-                effect=_effect(part, str(verdict.get("inconclusive", "refuse"))),
+                effect=_effect(part, accepted=accepted),
                 row=metric_row(part),
                 worst=tuple(part.get("worst") or ()),
             )
@@ -158,14 +159,14 @@ def _judged(verdict: Mapping[str, Any]) -> tuple[Judged, ...]:
     return tuple(found)
 
 
-def _effect(part: Mapping[str, Any], inconclusive: str) -> Effect:
+def _effect(part: Mapping[str, Any], *, accepted: bool) -> Effect:
     """By the gate's rules: a slice that needs no PASS blocks only when it is REGRESSED."""
     if part["outcome"] == "PASS":
         return "passed"
     if part["outcome"] == "REGRESSED":
         return "refused"
     if part.get("require", "pass") == "pass":
-        return "allowed" if inconclusive == "allow" else "refused"
+        return "allowed" if accepted else "refused"
     return "not judged" if part["outcome"] == "NOT_JUDGED" else "allowed"
 
 

@@ -69,7 +69,7 @@ def again_job(folder: RunFolder, place: Elsewhere, changed: Mapping[str, Any], *
     sections: dict[str, Spec] = {
         "quantize": QuantizeSpec(checkpoint=str(checkpoint)),
         "evaluate": evaluate,
-        "gate": GateSpec.model_validate(recipe["gate"]).model_copy(update=dict(changed)),
+        "gate": GateSpec.model_validate(recipe["gate"]).changed(**changed),
         "engine": engine,
         "calibrate": CalibrateSpec(),
         "speculate": SpeculateSpec(enabled=False),

@@ -89,7 +89,7 @@ def _again(settings: Settings, run: str, margin: float | None, alpha: float | No
                     remedy=f"`sqtool quantize {state.get('recipe') or 'RECIPE'} --until gate` makes them.",
                 )
         spec = GateSpec.model_validate(read_json(folder.recipe_json)["gate"])
-        spec = spec.model_copy(update=_changed(spec, margin, alpha))
+        spec = spec.changed(**_changed(spec, margin, alpha))
         verdict = judge(
             spec,
             sides["baseline"] / RECORDS,

@@ -146,6 +146,15 @@ def of_doubt(undecided: Sequence[Mapping[str, Any]], reasons: Sequence[str], *, 
     return [*advice, "To accept the risk instead, write `gate: {inconclusive: allow}` into the recipe."]
 
 
+def of_unsteadiness(reasons: Sequence[str]) -> list[str]:
+    """For an engine on which no verdict is possible; the recipe cannot allow that."""
+    remedy = (
+        "Fix what varies (sampling, batch-dependent kernels, a shared server), or measure elsewhere. No number of "
+        "items decides on such an engine, and `gate: {inconclusive: allow}` does not cover it."
+    )
+    return [*(f"The engine does not agree with itself: {reason}." for reason in reasons), remedy]
+
+
 def of_pass(gated: Sequence[Mapping[str, Any]]) -> list[str]:
     """For a PASS: how much room was left, and what fell although it passed."""
     if not gated:

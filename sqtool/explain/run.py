@@ -13,6 +13,7 @@ from sqtool.errors import DataError
 from sqtool.explain import advice
 from sqtool.explain.worse import Change, change
 from sqtool.files import read_json
+from sqtool.gate.acceptance import json_undecided
 from sqtool.gate.records import PairedTask, load, pair, task_files
 from sqtool.runfolder import RunFolder
 
@@ -221,7 +222,10 @@ def _advise(
         told.advice += advice.of_pass([m for m in verdict["metrics"] if m["gated"]])
     else:
         reasons = [str(reason) for reason in verdict.get("reasons", ())]
-        told.advice += advice.of_doubt(blocking, reasons, allowed=verdict.get("inconclusive") == "allow")
+        if json_undecided(verdict):
+            told.advice += advice.of_doubt(blocking, reasons, allowed=verdict.get("inconclusive") == "allow")
+        else:
+            told.advice += advice.of_unsteadiness(reasons)
 
 
 def _methods(folder: RunFolder) -> list[Mapping[str, Any]]:

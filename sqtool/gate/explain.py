@@ -9,6 +9,7 @@ _OVERALL = {
     "REGRESSED": "REGRESSED: the candidate is worse than the baseline by the margin or more.",
     "INCONCLUSIVE": "INCONCLUSIVE: these items cannot tell whether the candidate is good enough.",
 }
+_UNSTEADY = "INCONCLUSIVE: the engine does not agree with itself, so no verdict is possible on it."
 _REFUSED = "REGRESSED: the candidate is not served as the baseline is."
 
 
@@ -16,7 +17,11 @@ def explain(verdict: Verdict) -> str:
     """Several lines of text, the outcome first, then each gated metric, then slices and notes."""
     refused = any(not found.allowed for found in verdict.differences)
     lines = [_REFUSED if refused else _OVERALL[verdict.outcome]]
-    if verdict.outcome == "INCONCLUSIVE":
+    if verdict.outcome == "INCONCLUSIVE" and not verdict.undecided:
+        lines = [_UNSTEADY]
+        if verdict.inconclusive == "allow":
+            lines.append("The recipe's gate.inconclusive: allow does not cover that.")
+    elif verdict.outcome == "INCONCLUSIVE":
         lines.append(
             "The recipe allows that (gate.inconclusive: allow)."
             if verdict.inconclusive == "allow"

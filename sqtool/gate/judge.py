@@ -253,8 +253,7 @@ def _judge_one(spec: GateSpec, entry: _Entry, p_adjusted: float | None, family: 
     by_sequence = shown is not None and (
         entry.undecided or (spec.early_stop == "both" and outcome != "REGRESSED") or reason == "sequence_reaches_margin"
     )
-    shift = result.margin + result.threshold
-    lower, upper = (shown.lower - shift, shown.upper - shift) if by_sequence and shown else (result.lower, result.upper)
+    lower, upper = _sequence_interval(entry, shown) if by_sequence and shown else (result.lower, result.upper)
     return MetricVerdict(
         metric=entry.metric,
         slice_field=entry.slice_field,
@@ -289,6 +288,13 @@ def _judge_one(spec: GateSpec, entry: _Entry, p_adjusted: float | None, family: 
         items_for_power=with_power(needed, spec.alpha),
         worst=_worst(entry) if entry.gated and entry.slice_field is None else (),
     )
+
+
+def _sequence_interval(entry: _Entry, shown: Evidence) -> tuple[float, float]:
+    """The sequence's bounds, which are of scores as recorded, on the scale of the difference."""
+    shift = entry.result.margin + entry.result.threshold
+    lower, upper = shown.lower / entry.data.scale - shift, shown.upper / entry.data.scale - shift
+    return max(lower, -1.0), min(upper, 1.0)
 
 
 def _could_pass(result: Comparison, entry: _Entry, alpha: float) -> bool:

@@ -23,13 +23,10 @@ import numpy as np
 
 from sqtool.errors import DataError, did_you_mean
 from sqtool.gate.intervals import Floats, Ints
-from sqtool.gate.spec import SliceRule
+from sqtool.gate.spec import GEN_LEN, SliceRule
 
 PROMPT_TOKENS = "prompt_tokens"
 """A slice field that needs no entry in `fields`: the prompt's length, as the engine counted it for the baseline."""
-
-
-GEN_LEN = "gen_len"
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -91,12 +88,14 @@ class PairedTask:
 
 @dataclass(frozen=True)
 class PairedMetric:
-    """Scores of one metric on the items that have it, shapes [n]; `rows` are places in the paired task's order."""
+    """Scores of one metric on the items that have it, shapes [n]; `rows` are places in the paired task's order. Records
+    hold `scale` times these scores."""
 
     baseline: Floats
     candidate: Floats
     codes: Ints | None
     rows: Ints
+    scale: float = 1.0
 
 
 def task_files(folder: Path) -> dict[str, Path]:
@@ -280,11 +279,12 @@ def paired_metric(task: PairedTask, metric: str) -> PairedMetric:
         )
     rows = np.flatnonzero(scored).astype(np.int64)
     left, right = left[rows], right[rows]
+    scale = 1.0
     if metric == GEN_LEN and len(rows):
         # A share of the allowance says little where the allowance is generous: of the longest answer it says more.
-        longest = max(float(left.max()), float(right.max())) or 1.0
-        left, right = left / longest, right / longest
-    return PairedMetric(left, right, recode(task.codes, rows), rows)
+        scale = max(float(left.max()), float(right.max())) or 1.0
+        left, right = left / scale, right / scale
+    return PairedMetric(left, right, recode(task.codes, rows), rows, scale)
 
 
 def recode(codes: Ints | None, rows: Ints) -> Ints | None:

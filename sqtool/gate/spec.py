@@ -6,14 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from sqtool.errors import UsageError
 from sqtool.spec import Spec
 
 DEFAULT_MAX_DROP = 0.02
 LOWER_IS_BETTER = ("empty", "truncated", "repetition")
 """Built-in metrics that should be low."""
-BUILT_IN = ("gen_len", *LOWER_IS_BETTER)
+GEN_LEN = "gen_len"
+"""Length of the answers: recorded as a share of `max_tokens`, judged as a share of the longest answer."""
+BUILT_IN = (GEN_LEN, *LOWER_IS_BETTER)
 """Metrics that every task has beside its scorer's own (`evals.scorers.builtin`)."""
 DEFAULT_METRICS = ("tool_calls.schema_valid", "tool_calls.call_match", "tasks.exact_match", "recall.exact_match")
 
@@ -160,7 +163,9 @@ class GateSpec(Spec):
         default=0.05, gt=0, lt=0.5, description="One-sided error rate; the intervals cover 1 - 2 alpha."
     )
     inconclusive: Literal["refuse", "allow"] = Field(
-        default="refuse", description="What becomes of a candidate about which the items measured cannot decide."
+        default="refuse",
+        description="What becomes of a candidate about which the items measured cannot decide. allow covers no shown "
+        "regression, and no engine that does not agree with itself.",
     )
     min_items: int = Field(default=1, ge=1, description="Fewer paired items than this never pass, for any metric.")
     slices: list[ShortSlice] = Field(
@@ -196,6 +201,27 @@ class GateSpec(Spec):
         if len(set(fields)) < len(fields):
             raise ValueError("a slice field is listed twice")
         return slices
+
+    @model_validator(mode="after")
+    def _lengths_pass_on_one_scale(self) -> Self:
+        # An absolute margin is of the longest answer, which nobody knows before the last item: a sequence that stops
+        # for a PASS would compare shares of max_tokens with it, and find almost every drop small.
+        for name, rule in self.metrics.items():
+            absolute = rule.gated and rule.relative is None and name.rpartition(".")[2] == GEN_LEN
+            if absolute and self.early_stop == "both":
+                raise ValueError(
+                    f"{name} has an absolute margin, which is a share of the longest answer and not known before the "
+                    "last item, so early_stop: both cannot pass it; give a relative margin, or early_stop: regressed"
+                )
+        return self
+
+    def changed(self, **values: Any) -> GateSpec:
+        """A copy with some values changed; `UsageError` when the rules do not allow them together."""
+        try:
+            return GateSpec.model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            said = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
+            raise UsageError(f"these rules do not go together: {said}") from None
 
     @classmethod
     def for_metrics(cls, names: Sequence[str], max_drop: float = DEFAULT_MAX_DROP, **other: Any) -> GateSpec:

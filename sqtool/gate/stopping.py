@@ -9,6 +9,11 @@ batch.
 - `both`: a task also ends where all its gated metrics have passed by the sequence, and then the sequence alone decides
   on PASS, at the last item too. Not where the gate has slices: theirs are fixed tests, which need every item.
 
+Lengths of answers (`gen_len`) are looked at as they are recorded, as shares of `max_tokens`, and judged at the last
+item as shares of the longest answer, which nobody knows before. No drop is larger on the first scale than on the
+second, so one that exceeds an absolute margin here exceeds it there; for a PASS that would be the wrong way round, and
+`GateSpec` refuses such a margin with `both`. A relative margin is the same on both scales.
+
 A shown drop that is smaller than the margin never stops anything: an estimate "at or past the margin" after a few
 batches is often a passing one.
 """

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sqtool.errors import EXIT_INCONCLUSIVE, EXIT_REFUSED, EXIT_RELEASED
+from sqtool.errors import EXIT_RELEASED
+from sqtool.gate.acceptance import exit_code_of, is_undecided
 from sqtool.gate.compare import Outcome
 from sqtool.gate.control import Control
 
@@ -146,12 +147,14 @@ class Verdict(_Part):
 
     @property
     def exit_code(self) -> int:
-        """0 PASS (or INCONCLUSIVE where the recipe allows it), 1 REGRESSED, 3 INCONCLUSIVE."""
-        if self.outcome == "REGRESSED":
-            return EXIT_REFUSED
-        if self.outcome == "PASS" or self.inconclusive == "allow":
-            return EXIT_RELEASED
-        return EXIT_INCONCLUSIVE
+        """0 PASS (or undecided where the recipe allows it), 1 REGRESSED, 3 INCONCLUSIVE."""
+        return exit_code_of(self.outcome, self.inconclusive, undecided=self.undecided)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the items could not tell, which is all that `inconclusive: allow` covers."""
+        gated = [m.outcome for m in (*self.metrics, *self.slices) if m.gated]
+        return is_undecided(self.outcome, steady=self.control is None or self.control.stable, parts=gated)
 
     @property
     def accepted(self) -> bool:

@@ -122,6 +122,14 @@ def withdrawn(home: Path) -> set[str]:
     return found
 
 
+def current(home: Path) -> str | None:
+    """The version that `latest` should point to, going by the manifests and the rollbacks: the newest that was not
+    withdrawn; None when there is no readable one."""
+    known = [_describe(folder) for folder in _versions(home)]
+    found = [(r.sequence, r.version) for r in known if not r.withdrawn and not r.problem]
+    return max(found)[1] if found else None
+
+
 def _rollbacks(home: Path) -> list[dict[str, Any]]:
     try:
         lines = (home / ROLLBACKS).read_text(encoding="utf-8").splitlines()

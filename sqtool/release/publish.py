@@ -203,11 +203,17 @@ def _existing(order: _Order, home: Path) -> str | None:
             content = read_manifest(folder).get("content")
         except DataError:
             content = None
+        if content is None and not wanted and name.endswith(f"-{order.content[:8]}"):
+            raise InfrastructureError(
+                f"the release {folder} has no readable {MANIFEST} any more; a release is never overwritten",
+                remedy=f"Move {folder} away and run again.",
+            )
         if content != order.content:
             if wanted:
+                other = "Choose another `release.version`, or leave it out for one made from day and content."
                 raise UsageError(
                     f"version {name} of {order.spec.name} exists with other content; a release is never overwritten",
-                    remedy="Choose another `release.version`, or leave it out for one made from day and content.",
+                    remedy=other if content is not None else f"Move {folder} away if it is a damaged release. {other}",
                 )
             continue
         problems = verify_manifest(folder)
@@ -335,9 +341,12 @@ def _config(place: Path) -> dict[str, Any]:
 
 
 def _repoint(home: Path, name: str, version: str) -> None:
-    """Let `latest` point to `version`, unless a later release has it, or a rollback took it away."""
+    """Let `latest` point to `version`, unless a later release has it, or a rollback took it away. A pointer that is
+    gone is put back to where it was."""
     latest = staging.latest_version(home)
-    if latest is None or (
+    if latest is None:
+        staging.point_latest(home, name, history.current(home) or version)
+    elif (
         latest != version
         and version not in history.withdrawn(home)
         and history.sequence_of(home / version) > history.sequence_of(home / latest)

@@ -70,9 +70,11 @@ def read_accepted(path: Path, text: str, *, records: Records | None = None) -> V
             remedy="report.md of the run says which items got worse.",
         )
     if not verdict.accepted:
+        more = "Measure more items, or accept the risk with `gate: {inconclusive: allow}`."
+        steadier = "No verdict is possible on an engine that does not agree with itself: fix what varies, run again."
         raise InconclusiveError(
             f"nothing is released: the verdict is {verdict.outcome} ({'; '.join(verdict.reasons)})",
-            remedy="Measure more items, or accept the risk with `gate: {inconclusive: allow}`.",
+            remedy=more if verdict.undecided else steadier,
         )
     return verdict
 

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from evals.engines import conditions
 from evals.spec import EvaluateSpec
-from sqtool.errors import InconclusiveError, InfrastructureError, RegressedError, UsageError, did_you_mean
+from sqtool.errors import (
+    EXIT_INCONCLUSIVE,
+    EXIT_REFUSED,
+    InconclusiveError,
+    InfrastructureError,
+    RegressedError,
+    UsageError,
+    did_you_mean,
+)
 from sqtool.files import write_text
+from sqtool.gate.acceptance import exit_code_of
 from sqtool.gate.spec import GateSpec
 from sqtool.runfolder import RESULT, read_result
 from sqtool.stages.baseline import RECORDS
@@ -47,6 +56,7 @@ def run(spec: GateSpec, inputs: Inputs, out: Path) -> StageResult:
             "outcome": verdict.outcome,
             "accepted": verdict.accepted,
             "exit_code": verdict.exit_code,
+            "undecided": verdict.undecided,
             "reasons": list(verdict.reasons),
             "deciding": deciding(verdict),
             "differences": [d.name for d in verdict.differences if not d.allowed],
@@ -140,10 +150,11 @@ def check(spec: GateSpec, summary: dict[str, Any]) -> None:
             remedy=f"Copy the baseline's files into the candidate; or, where a difference is meant, allow it: "
             f"`gate: {{allow_differences: [{', '.join(names)}]}}`.",
         )
-    if summary["outcome"] == "REGRESSED":
+    code = exit_code_of(summary["outcome"], spec.inconclusive, undecided=summary["undecided"])
+    if code == EXIT_REFUSED:
         raise RegressedError(f"the candidate regressed: {what}", remedy="report.md shows the items that got worse.")
-    if summary["outcome"] == "INCONCLUSIVE" and spec.inconclusive != "allow":
-        if any("unstable_engine" in reason for reason in summary["reasons"]):
+    if code == EXIT_INCONCLUSIVE:
+        if not summary["undecided"]:
             raise InconclusiveError(
                 f"the engine does not agree with itself, so no verdict means anything: {what}",
                 remedy="Fix what varies (sampling, batch-dependent kernels, a shared server), or measure elsewhere.",

@@ -9,13 +9,14 @@ from typing import Any
 
 from sqtool.errors import SqtoolError
 from sqtool.files import canonical_json, read_json, write_text
-from sqtool.release.spec import ReleaseSpec
+from sqtool.release.spec import LATEST, ReleaseSpec
 from sqtool.release.speculation_card import facts_of, speculative_words
 from sqtool.runfolder import read_result
 from sqtool.stages.baseline import RECORDS
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.gate import VERDICT
 
+SHOWN = 3
 EXTRAS = {
     "speculate.json": ("speculate", "speculate.json"),
     "speculation_verdict.json": ("approve", "speculation_verdict.json"),
@@ -125,8 +126,22 @@ def fingerprint(spec: ReleaseSpec, inputs: Inputs) -> dict[str, Any]:
 
 
 def stale(summary: dict[str, Any], inputs: Inputs) -> str:
+    """By names and sizes: hashing every release at every run would take minutes. Publishing again then hashes it, says
+    what is wrong and how to repair it, and never overwrites it; `latest` is put back."""
+    from sqtool.release import history, staging
+    from sqtool.release.manifest import MANIFEST, verify_manifest
+
     path = summary.get("path", "")
-    return "" if (inputs.root / path / "MANIFEST.json").is_file() else f"the release {path} is gone"
+    place = inputs.root / path
+    if not (place / MANIFEST).is_file():
+        return f"the release {path} is gone"
+    problems = verify_manifest(place, hashes=False)
+    if problems:
+        return f"the release {path} is damaged ({'; '.join(problems[:SHOWN])})"
+    home = place.parent
+    if staging.latest_version(home) is None and history.current(home) == place.name:
+        return f"{summary.get('latest') or home / LATEST} is gone"
+    return ""
 
 
 def preflight(spec: ReleaseSpec, inputs: Inputs) -> Estimate:

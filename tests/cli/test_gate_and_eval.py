@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ import pytest
 import evals.run
 from evals.engine_env import VllmEnv
 from evals.spec import EngineSpec
-from sqtool.cli.evaluate import scores
+from sqtool import pipeline
+from sqtool.cli.evaluate import _to_the_end, scores
+from sqtool.files import read_json
+from sqtool.gate.spec import GateSpec
 from sqtool.runfolder import RunFolder
 from tests.cli.conftest import Sqtool
+from tests.pipeline.fakes import STAGES, make_job
 
 ITEMS = 400
 engines: list[EngineSpec] = []
@@ -302,6 +307,17 @@ def test_a_difference_beside_the_weights_refuses(
     assert "allow_differences" in explained.out
     report = (tmp_path / "artifacts/runs" / run / "report.md").read_text()
     assert "that alone refuses" in report
+
+
+def test_an_evaluation_to_the_end_leaves_the_recipes_rules_to_the_gate(tmp_path: Path) -> None:
+    """`sqtool gate RUN` judges by recipe.json, which is to say what the recipe says."""
+    rules = GateSpec()
+    fake = make_job(tmp_path)
+    job = replace(fake, sections={**fake.sections, "gate": rules}, resolved={"gate": rules.model_dump(mode="json")})
+    whole = _to_the_end(job)
+    assert whole.sections["gate"].early_stop == "off"
+    folder = pipeline.run(whole, stages=STAGES, until="evaluate").folder
+    assert GateSpec.model_validate(read_json(folder.recipe_json)["gate"]) == rules
 
 
 def test_scores_of_declared_slices_are_shown_in_the_order_of_their_numbers() -> None:

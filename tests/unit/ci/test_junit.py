@@ -69,6 +69,12 @@ def test_inconclusive_fails_when_refused_and_is_skipped_when_allowed(ended: Ende
     assert refused.type == "INCONCLUSIVE"
 
 
+def test_an_unsteady_engine_is_not_allowed(ended: Ended) -> None:
+    folder = ended("inconclusive", wrong=4, gate={"inconclusive": "allow"})
+    change_verdict(folder, control={"stable": False})
+    assert isinstance(result(cases(folder)["recall.exact_match"]), Failure)
+
+
 def test_inconclusive_that_is_allowed(ended: Ended) -> None:
     found = cases(ended("released", wrong=4, gate={"inconclusive": "allow"}))
     allowed = result(found["recall.exact_match"])

@@ -131,6 +131,14 @@ def test_records_that_are_gone_leave_the_words(ended: Ended) -> None:
     assert told.notes[0].startswith("recall.exact_match: its records cannot be read")
 
 
+def test_an_unsteady_engine_is_nothing_to_allow(ended: Ended) -> None:
+    folder = ended("inconclusive", gate={"inconclusive": "allow"})
+    change_verdict(folder, outcome="INCONCLUSIVE", reasons=["m: unstable_engine"], control={"stable": False})
+    told = explain_run(folder)
+    assert told.advice[0] == "The engine does not agree with itself: m: unstable_engine."
+    assert "does not cover it" in told.advice[1]
+
+
 def test_a_later_gates_verdict_is_read_as_far_as_it_goes(ended: Ended) -> None:
     folder = ended("inconclusive")
     metrics = read_json(folder / "gate/verdict.json")["metrics"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from sqtool.errors import UsageError
 from sqtool.gate.spec import DEFAULT_METRICS, GateSpec
 
 
@@ -46,11 +47,32 @@ def test_short_forms() -> None:
         ({"inconclusive": "maybe"}, "'refuse' or 'allow'"),
         ({"slices": ["kind", "kind"]}, "twice"),
         ({"margin": 0.1}, "Extra inputs"),
+        ({"metrics": {"a.gen_len": 0.1}, "early_stop": "both"}, "relative.*or early_stop: regressed"),
+        ({"metrics": {"a.x": 0.1, "a.gen_len": None}, "early_stop": "both"}, "a.gen_len"),
     ],
 )
 def test_refused(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         GateSpec.model_validate(section)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"metrics": {"a.gen_len": {"relative": 0.1}}, "early_stop": "both"},
+        {"metrics": {"a.gen_len": 0.1}, "early_stop": "regressed"},
+        {"metrics": {"a.x": 0.1, "a.gen_len": {"max_drop": 0.1, "gated": False}}, "early_stop": "both"},
+    ],
+)
+def test_margins_on_lengths_that_are_judged_on_one_scale(section: dict[str, Any]) -> None:
+    GateSpec.model_validate(section)
+
+
+def test_a_changed_spec_is_checked_as_a_whole() -> None:
+    spec = GateSpec.model_validate({"metrics": {"a.gen_len": {"relative": 0.1}}, "early_stop": "both"})
+    assert spec.changed(alpha=0.01).alpha == 0.01
+    with pytest.raises(UsageError, match="early_stop: regressed"):
+        spec.changed(metrics={"a.gen_len": spec.metrics["a.gen_len"].model_copy(update={"relative": None})})
 
 
 def test_schema_has_the_short_forms() -> None:

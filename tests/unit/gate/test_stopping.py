@@ -187,3 +187,46 @@ def test_the_baseline_was_asked_other_items(write_records: Write) -> None:
     with pytest.raises(DataError, match="other items"):
         watch.order("recall", ["x"])
     assert watch.order("unknown", ["x", "y"]) == [0, 1]
+
+
+def lengths(low: int, high: int, allowed: int = 4096) -> list[float]:
+    """Lengths of answers as shares of `max_tokens`."""
+    rng = random.Random(low)
+    return [rng.randint(low, high) / allowed for _ in range(N)]
+
+
+@pytest.mark.parametrize("allowed", [64, 4096])
+@pytest.mark.parametrize("kept", [0.5, 0.85, 0.95, 1.0, 1.5])
+def test_lengths_are_never_stopped_for_what_the_last_item_would_not_say(
+    write_records: Write, kept: float, allowed: int
+) -> None:
+    """The sequence looks at shares of `max_tokens`, the verdict at shares of the longest answer: a drop past the margin
+    on the first scale is one on the second."""
+    spec = GateSpec.model_validate({"metrics": {"recall.gen_len": 0.1}})
+    long = lengths(30, 60, allowed)
+    left = write_records("a", {"gen_len": long})
+    right = write_records("b", {"gen_len": [min(1.0, one * kept) for one in long]})
+    whole = judge(spec, left, right)
+    decision, _, _ = watched(spec, left, right)
+    longest = max(60 / allowed, max(min(1.0, one * kept) for one in long))
+    drop = sum(one - min(1.0, one * kept) for one in long) / N / longest
+    assert whole.metric("recall.gen_len").difference == pytest.approx(-drop)
+    assert whole.outcome != "PASS" or drop < 0.1
+    assert whole.outcome != "REGRESSED" or drop >= 0.1
+    assert decision != "task"
+    assert decision == "go_on" or whole.outcome == "REGRESSED"
+
+
+def test_a_cut_off_metric_of_lengths_has_an_interval_on_the_scale_of_its_difference(write_records: Write) -> None:
+    spec = GateSpec.model_validate({"metrics": {"recall.m": 0.02, "recall.gen_len": {"relative": 0.1}}})
+    long = lengths(30, 60)
+    left = write_records("a", {"m": [1.0] * N, "gen_len": long})
+    right = write_records("b", {"m": [0.0] * N, "gen_len": [one / 2 for one in long]})
+    decision, items, _ = watched(spec, left, right)
+    assert decision == "all"
+    metric = judge(spec, left, cut(right, asked(left)[:items])).metric("recall.gen_len")
+    assert (metric.interval, metric.outcome) == ("betting_sequence", "INCONCLUSIVE")
+    assert metric.difference == pytest.approx(-0.37, abs=0.05)
+    # On some hundred items a sequence over the whole range is wide; an interval in other units was a hundredth of that.
+    assert -1.0 <= metric.lower < metric.difference - 0.1
+    assert metric.difference + 0.1 < metric.upper <= 1.0

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from sqtool.errors import DataError, SqtoolError
+from sqtool.errors import DataError, InconclusiveError, SqtoolError
 from sqtool.files import digest_folder, write_json
+from sqtool.gate.judge import judge
+from sqtool.gate.spec import GateSpec
 from sqtool.release import manifest as manifest_module
 from sqtool.release.manifest import MANIFEST, verify_manifest
 
-from .conftest import Case, make_case
+from .conftest import Case, make_case, write_records
 
 
 def refused(case: Case, error: type[SqtoolError], match: str, **changes: Any) -> None:
@@ -215,3 +217,18 @@ def test_weights_and_manifest_changed_together(case: Case) -> None:
     (place / MANIFEST).write_text(json.dumps(manifest))
     assert any("the checkpoint's digest is" in p for p in verify_manifest(place))
     assert any("was given for the checkpoint" in p for p in verify_manifest(place))
+
+
+def test_a_regression_behind_an_unsteady_engine_is_not_released_by_allow(tmp_path: Path) -> None:
+    case = make_case(tmp_path, wrong=400, gate={"inconclusive": "allow"})
+    control = write_records(tmp_path / "control", [0] * 12 + [1] * 388)
+    path = control / "recall.jsonl"
+    path.write_text(path.read_text().replace('"scores"', '"output": {"text": "other"}, "scores"'))
+    spec = GateSpec(metrics={"recall.exact_match": 0.02}, inconclusive="allow")  # type: ignore[dict-item]
+    bindings = json.loads(case.verdict.read_text())["bindings"]
+    baseline, candidate, _ = case.records
+    verdict = judge(spec, baseline, candidate, control=control, bindings=bindings)
+    assert (verdict.outcome, verdict.metrics[0].outcome) == ("INCONCLUSIVE", "REGRESSED")
+    case.verdict.write_text(verdict.to_json())
+    refused(case, InconclusiveError, "unstable_engine", records=(baseline, candidate, control))
+    refused(case, InconclusiveError, "unstable_engine")

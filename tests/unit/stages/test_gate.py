@@ -105,6 +105,24 @@ def test_gate_judges_and_stops_what_it_must(inputs: Inputs, tmp_path: Path, cand
             gate.check(allowed, summary)
 
 
+def test_an_engine_that_disagrees_with_itself_is_never_allowed(inputs: Inputs, tmp_path: Path) -> None:
+    """A candidate that lost every item is not released because the engine wavers as well."""
+    control = tmp_path / "run" / "control"
+    inputs.folders["control"] = control
+    records(inputs.folders["baseline"], [0.0] * 40 + [1.0] * 360)
+    records(control, [0.0] * 34 + [1.0] * 12 + [0.0] * 6 + [1.0] * 348)
+    path = control / "records" / "t.jsonl"
+    path.write_text(path.read_text().replace("said", "says"))
+    spec = GateSpec.model_validate({"metrics": {"t.exact_match": 0.02}, "inconclusive": "allow"})
+    out = out_of(tmp_path)
+    for candidate in ([0.0] * 400, [0.0] * 40 + [1.0] * 360):
+        records(inputs.folders["evaluate"], candidate)
+        summary = gate.run(spec, inputs, out).summary
+        assert (summary["outcome"], summary["accepted"], summary["exit_code"]) == ("INCONCLUSIVE", False, 3)
+        with pytest.raises(InconclusiveError, match="does not agree with itself"):
+            gate.check(spec, summary)
+
+
 def test_gate_preflight_knows_the_tasks(inputs: Inputs, tmp_path: Path) -> None:
     folder = tmp_path / "evals/tasks"
     folder.mkdir(parents=True)

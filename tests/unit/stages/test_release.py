@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from sqtool.cli.runs import _signed_with
-from sqtool.errors import UsageError
+from sqtool.errors import InfrastructureError, SqtoolError, UsageError
 from sqtool.files import write_json
 from sqtool.gate.spec import GateSpec
+from sqtool.release.history import rollback
 from sqtool.release.signing import make_keys
 from sqtool.release.spec import ReleaseSpec
 from sqtool.stages import release
 from sqtool.stages.contract import Inputs
 from tests.pipeline.fakes import make_job
+from tests.unit.release.conftest import RECIPE, make_case
 from tests.unit.stages.doubles import Double, double, inputs, out_of
 
 __all__ = ["double", "inputs"]
@@ -76,3 +80,88 @@ def test_the_key_of_the_command_line_goes_before_the_recipes(tmp_path: Path) -> 
     recipe = ReleaseSpec.model_validate({"sign": {"keyless": True}, "version": "v1"})
     found = _signed_with(replace(job, sections={**job.sections, "release": recipe}), tmp_path / "k").sections["release"]
     assert found == ReleaseSpec.model_validate({"sign": {"key": str(tmp_path / "k")}, "version": "v1"})
+
+
+def lose_weights(place: Path) -> None:
+    (place / "model.safetensors").unlink()
+
+
+def cut_weights(place: Path) -> None:
+    (place / "model.safetensors").write_bytes(b"\0" * 10)
+
+
+def lose_records(place: Path) -> None:
+    shutil.rmtree(place / "extra")
+
+
+def add_weights(place: Path) -> None:
+    (place / "model-2.safetensors").write_bytes(b"more")
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lose_weights, "model.safetensors: missing"),
+        (cut_weights, "model.safetensors: changed (size 10, was 25600)"),
+        (lose_records, "extra/part.bin: missing"),
+        (add_weights, "model-2.safetensors: extra"),
+    ],
+)
+def test_a_damaged_release_is_not_released(
+    inputs: Inputs, tmp_path: Path, harm: Callable[[Path], None], told: str
+) -> None:
+    case = make_case(tmp_path / "project")
+    inputs = replace(inputs, root=case.root)
+    summary = case.publish()
+    assert release.stale(summary, inputs) == ""
+    place = case.root / summary["path"]
+    harm(place)
+    assert release.stale(summary, inputs) == f"the release {summary['path']} is damaged ({told})"
+    left = sorted(place.rglob("*"))
+    with pytest.raises(InfrastructureError, match=re.escape(told)) as caught:
+        case.publish()
+    assert caught.value.remedy == f"Move {place} away and run again."
+    assert sorted(place.rglob("*")) == left, "nothing is overwritten"
+    place.rename(tmp_path / "away")
+    assert release.stale(summary, inputs) == f"the release {summary['path']} is gone"
+    assert release.stale(case.publish(), inputs) == ""
+    assert case.latest() == "v1"
+
+
+@pytest.mark.parametrize("version", ["v1", None])
+def test_a_release_without_its_manifest_is_not_overwritten(inputs: Inputs, tmp_path: Path, version: str | None) -> None:
+    case = make_case(tmp_path / "project")
+    summary = case.publish(spec={"version": version})
+    place = case.root / summary["path"]
+    (place / "MANIFEST.json").unlink()
+    assert release.stale(summary, replace(inputs, root=case.root)) == f"the release {summary['path']} is gone"
+    with pytest.raises(SqtoolError) as caught:
+        case.publish(spec={"version": version})
+    assert caught.value.remedy.startswith(f"Move {place} away")
+    assert (place / "model.safetensors").is_file()
+
+
+def test_the_pointer_of_the_newest_release_is_put_back(inputs: Inputs, tmp_path: Path) -> None:
+    case = make_case(tmp_path / "project")
+    inputs = replace(inputs, root=case.root)
+    first = case.publish()
+    second = case.publish(spec={"version": "v2"}, recipe_text=RECIPE + "seed: 1\n")
+    latest = case.releases / "awq4" / "latest"
+    for dangling in (False, True):
+        latest.unlink()
+        if dangling:
+            latest.symlink_to("v9")
+        assert release.stale(first, inputs) == ""
+        assert release.stale(second, inputs) == "artifacts/releases/awq4/latest is gone"
+        case.publish()
+        assert case.latest() == "v2", "an older release does not become the latest"
+        latest.unlink()
+        case.publish(spec={"version": "v2"}, recipe_text=RECIPE + "seed: 1\n")
+        assert (case.latest(), release.stale(second, inputs)) == ("v2", "")
+    rollback(case.releases, "awq4")
+    assert (release.stale(first, inputs), release.stale(second, inputs)) == ("", "")
+    latest.unlink()
+    assert release.stale(second, inputs) == "", "it was rolled back"
+    assert release.stale(first, inputs) == "artifacts/releases/awq4/latest is gone"
+    case.publish()
+    assert case.latest() == "v1"
