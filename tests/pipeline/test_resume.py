@@ -193,6 +193,17 @@ def test_with_a_key_what_others_made_is_not_used(tmp_path: Path, monkeypatch: py
     assert "at least 16" in str(run(make_job(tmp_path), stages=STAGES).error)
 
 
+def test_a_key_that_is_too_short_stops_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQTOOL_CACHE_KEY", "short")
+    plan = make_plan(make_job(tmp_path), stages=STAGES)
+    assert ["at least 16" in str(problem) for problem in plan.problems] == [True]
+    outcome = run(make_job(tmp_path), stages=STAGES)
+    assert (outcome.exit_code, calls(tmp_path)) == (4, [])
+    assert run(make_job(tmp_path), stages=STAGES, until="quantize").exit_code == 0, "nothing shared is needed"
+
+
 def flip(path: Path) -> None:
     """One bit is another one; size and time of change are as before."""
     state = path.stat()
