@@ -68,7 +68,7 @@ def control(
 
         def ask(some: Sequence[Task], harness: Mapping[str, int], folder: Path) -> int:
             for task in some:
-                key = answer_key(model, engine, task.generation, seed)
+                key = answer_key(model, engine, task.generation, seed, root=root)
                 run_task(task, answering, other, key=key, out=folder, progress=progress, seed=seed, watch=_Shuffled())
             ask_lm_eval(
                 other,

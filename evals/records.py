@@ -1,9 +1,10 @@
 """Answers on their way to records: appended as they come, sorted when the task is complete.
 
 `records/<task>.jsonl.part` holds one line an answer, {"key", "item", "sample", "answer", "check"}: `key` says under
-which conditions it was given (model, engine flags, generation settings), `item` is the item's digest, `sample` counts
-the answers to it, `check` is a hash of the rest. Only a line whose key and digest are the present ones is reused, so a
-change of anything that could change an answer asks again; so does a line that was damaged, and still is JSON.
+which conditions it was given (model, engine with its version and device, generation settings), `item` is the item's
+digest, `sample` counts the answers to it, `check` is a hash of the rest. Only a line whose key and digest
+are the present ones is reused, so a change of anything that could change an answer asks again; so does a line that was
+damaged, and still is JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from statistics import fmean
 from types import TracebackType
 from typing import Any
 
+from evals.engine_inputs import named_files
+from evals.engines import engine_class
 from evals.engines.base import Question
 from evals.items import Item
 from evals.scorers import Answer, Loglikelihood, Score, ToolCall
@@ -33,9 +36,18 @@ Answers = dict[tuple[str, int], Answer]
 """Answers by the item's id and which of its answers it is."""
 
 
-def answer_key(model: Path, engine: EngineSpec, generation: GenerationSpec, seed: int) -> str:
-    """Identifies the conditions of an answer.
+def answer_key(
+    model: Path,
+    engine: EngineSpec,
+    generation: GenerationSpec,
+    seed: int,
+    *,
+    root: Path = Path(),
+    says: Mapping[str, Any] | None = None,
+) -> str:
+    """Identifies the conditions of an answer: the model, the engine with its version, device and files, the settings.
 
+    `root` is what the engine's environment is looked for below, `says` what a server that runs already says of itself.
     A model folder is taken by its files' names, sizes and times: reading a large one through would cost more than
     the answers that resuming saves.
     """
@@ -48,7 +60,16 @@ def answer_key(model: Path, engine: EngineSpec, generation: GenerationSpec, seed
     flags = engine.model_dump(mode="json", exclude={"startup_timeout"})
     # Each sample has a seed of its own, so that more of them leave the earlier ones as they are.
     drawn = generation.model_dump(mode="json", exclude={"samples"})
-    value = {"files": files, "engine": flags, "generation": drawn, "seed": seed}
+    named = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in named_files(engine, root)]
+    value = {
+        "files": files,
+        "engine": flags,
+        "by": engine_class(engine).fingerprint(engine, root),
+        "named": named,
+        "says": says,
+        "generation": drawn,
+        "seed": seed,
+    }
     return sha256_text(canonical_json(value))
 
 

@@ -65,9 +65,11 @@ def evaluate(
     """
     tasks = load_tasks(spec, root)
     with open_engine(engine, model=model, out=out, root=root, progress=progress) as answering:
+        # Of a server that is started here the fingerprint says it; its facts have figures that differ at each start.
+        says = answering.facts() if engine.kind == "openai" else None
 
         def run(task: Task, folder: Path, earlier: Path | None, look: Watch | None) -> tuple[dict[str, Any], Decision]:
-            key = answer_key(model, engine, task.generation, seed)
+            key = answer_key(model, engine, task.generation, seed, root=root, says=says)
             return run_task(
                 task,
                 answering,
@@ -94,7 +96,7 @@ def evaluate(
                 model=model,
                 root=root,
                 out=out,
-                key=answer_key(model, engine, spec.generation, seed),
+                key=answer_key(model, engine, spec.generation, seed, root=root, says=says),
                 progress=progress,
                 seed=seed,
                 resume_from=resume_from,

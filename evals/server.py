@@ -10,7 +10,6 @@ however it ends.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import socket
@@ -26,7 +25,6 @@ from types import TracebackType
 from typing import Any
 
 from evals.engine_env import (
-    DEFAULT_ENVIRONMENT,
     VllmEnv,
     device_name,
     locate,
@@ -35,10 +33,10 @@ from evals.engine_env import (
     server_environment,
     unsupported,
 )
+from evals.engine_inputs import variables
 from evals.engine_log import diagnose, facts, phase, telling_lines
 from evals.spec import EngineSpec
 from sqtool.errors import EngineError
-from sqtool.hygiene import is_secret
 from sqtool.progress import SILENT, Progress, Task
 
 GRACE_SECONDS = 15.0
@@ -213,11 +211,7 @@ class VllmServer:
                 "weights": self.weights,
                 "tensor_parallel_size": self.spec.tensor_parallel_size,
                 "flags": flags,
-                "environment": {
-                    k: "[a path]" if v.startswith("/") else v  # where this machine keeps things is not kept
-                    for k, v in sorted({**DEFAULT_ENVIRONMENT, **os.environ}.items())
-                    if k.startswith("VLLM_") and not is_secret(k)
-                },
+                "environment": variables(self.spec),
                 **facts(self.log),
             }
         return {**self._facts, "start_seconds": round(self.start_seconds, 1)}

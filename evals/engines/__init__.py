@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from evals.engine_inputs import shaping
 from evals.engines.base import Engine
 from evals.spec import EngineSpec
 from sqtool.progress import SILENT, Progress
@@ -38,9 +39,13 @@ def conditions(facts: Mapping[str, Any]) -> dict[str, Any]:
 
     Of the KV cache's type it is what was asked for: a checkpoint may bring its own (`kv_cache_scheme`), and its loss
     is the candidate's, as that of its weights is.
+    `environment` is one text, of the VLLM_* variables that can change an answer. The cache's size is none of the
+    conditions, whoever asked for it.
     """
     found = {name: facts.get(name) for name in SAME_ON_BOTH_SIDES}
     flags = [str(word) for word in facts.get("flags") or ()]
     if "--kv-cache-dtype" in flags[:-1]:
         found["kv_cache_dtype"] = flags[flags.index("--kv-cache-dtype") + 1]
+    variables = sorted(shaping(facts.get("environment") or {}).items())
+    found["environment"] = " ".join(f"{k}={v}" for k, v in variables if k != "VLLM_CPU_KVCACHE_SPACE") or None
     return found

@@ -286,7 +286,8 @@ class HfEngine:
             device = device_name(_device(spec))
         except UsageError:
             device = "absent"
-        return {"transformers": metadata.version("transformers"), "device": device}
+        versions = {name: metadata.version(name) for name in ("transformers", "torch")}
+        return {**versions, "device": device}
 
 
 def _batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:

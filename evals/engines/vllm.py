@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any
 
 from evals.client import Endpoint, ask_all
-from evals.engine_env import NO_GPU, device_name, locate, resolve_env
+from evals.engine_env import NO_GPU, device_name, installed, locate, resolve_env
+from evals.engine_inputs import shaping, variables
 from evals.engines.base import Done, Limits, Question
 from evals.engines.http import by_prompt_logprobs
 from evals.items import Item
@@ -83,7 +84,12 @@ class VllmEngine:
             env = locate(resolve_env(spec, root))
         except EngineError:
             return {"vllm": "absent"}
-        return {"vllm": env.version, "device": device_name(env.device)}
+        return {
+            "vllm": env.version,
+            "torch": installed(env, "torch"),
+            "device": device_name(env.device),
+            "environment": shaping(variables(spec)),
+        }
 
 
 def vllm_endpoint(server: VllmServer, retried: Counter[str] | None = None) -> Endpoint:

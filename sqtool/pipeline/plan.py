@@ -132,9 +132,11 @@ class _Planner:
         folder = shared if stage.shared else self.run.stage(stage.name)
         result = read_result(folder)
         why = self.why_run(stage, parts, digest, result, inputs)
-        if stage.shared and not why and result is not None:
+        if stage.shared:
             try:
-                seal.check(folder, result, seal.key_of(), self.progress)
+                key = seal.key_of()  # one that is too short would stop the run only when there is something to seal
+                if not why and result is not None:
+                    seal.check(folder, result, key, self.progress)
             except SqtoolError as error:
                 self.problem(error)
         if not why:

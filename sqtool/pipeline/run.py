@@ -216,7 +216,7 @@ class _Runner:
         record.state = "waiting"
         with locked(lock, what=what, wait=True, waiting=self.progress.note):
             made = read_result(step.folder)
-            if step.why != "forced" and made is not None and made.get("digest") == step.digest:
+            if step.why != "forced" and made is not None and self.serves(step, made):
                 seal.check(step.folder, made, seal.key_of(), self.progress)
                 self.results[step.stage.name] = made
                 record.state, record.why, record.seconds = "cached", "made by another run", made.get("seconds")
@@ -225,6 +225,14 @@ class _Runner:
             if step.folder.with_name(step.folder.name + BUILDING).is_dir():  # left by a killed run
                 discard(step.folder, keep=self.kept(step))
             self.build(step)
+
+    def serves(self, step: Step, made: Mapping[str, Any]) -> bool:
+        """Whether what another run made is what this one would make: of the same digest, and from the same builds."""
+        return made.get("digest") == step.digest and made.get("built_from") == self.built_from(step)
+
+    def built_from(self, step: Step) -> dict[str, str]:
+        """The builds of the stages that this one needs."""
+        return {need: self.results[need]["build"] for need in step.inputs.folders}
 
     def kept(self, step: Step) -> Path:
         """Where logs and parts of a failed attempt go."""
@@ -251,7 +259,7 @@ class _Runner:
                 "stage": name,
                 "digest": step.digest,
                 "build": uuid.uuid4().hex,
-                "built_from": {need: self.results[need]["build"] for need in step.inputs.folders},
+                "built_from": self.built_from(step),
                 "started": started.isoformat(timespec="seconds"),
                 "seconds": round(seconds, 3),
                 "sqtool": sqtool.__version__,

@@ -10,7 +10,7 @@ from evals.spec import EvaluateSpec
 from sqtool.spec import Spec
 from sqtool.stages import measuring
 from sqtool.stages.contract import Estimate, Inputs, StageResult
-from sqtool.stages.measuring import counted_of, engine_preflight, evaluation_estimate, task_files
+from sqtool.stages.measuring import counted_of, engine_preflight, evaluation_estimate
 from sqtool.stages.sections import engine_section
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
 
 
 def data_files(spec: EvaluateSpec, inputs: Inputs) -> list[Path]:
-    return task_files(spec, inputs.root)
+    return measuring.data_files(spec, inputs)
 
 
 def counted(section: Spec) -> Spec:

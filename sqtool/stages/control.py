@@ -9,7 +9,7 @@ from evals.spec import EvaluateSpec
 from sqtool.spec import Spec
 from sqtool.stages import measuring
 from sqtool.stages.contract import Estimate, Inputs, StageResult
-from sqtool.stages.measuring import ITEMS_PER_SECOND, START_SECONDS, counted_of, engine_preflight, task_files
+from sqtool.stages.measuring import ITEMS_PER_SECOND, START_SECONDS, counted_of, engine_preflight
 from sqtool.stages.sections import engine_section
 
 
@@ -36,7 +36,7 @@ def skip(spec: EvaluateSpec, _inputs: Inputs) -> str:
 
 
 def data_files(spec: EvaluateSpec, inputs: Inputs) -> list[Path]:
-    return task_files(spec, inputs.root)
+    return measuring.data_files(spec, inputs)
 
 
 def counted(section: Spec) -> Spec:

@@ -13,7 +13,7 @@ from sqtool.spec import Spec
 from sqtool.stages import measuring
 from sqtool.stages.baseline import RECORDS, STATES
 from sqtool.stages.contract import Estimate, Inputs, StageResult
-from sqtool.stages.measuring import counted_of, engine_preflight, evaluation_estimate, task_files
+from sqtool.stages.measuring import counted_of, engine_preflight, evaluation_estimate
 from sqtool.stages.sections import engine_section, gate_section
 
 
@@ -93,7 +93,7 @@ def _rules(gate: GateSpec) -> dict[str, Any]:
 
 
 def data_files(spec: EvaluateSpec, inputs: Inputs) -> list[Path]:
-    return task_files(spec, inputs.root)
+    return measuring.data_files(spec, inputs)
 
 
 def counted(section: Spec) -> Spec:

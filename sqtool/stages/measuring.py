@@ -41,6 +41,18 @@ def task_files(spec: EvaluateSpec, root: Path) -> list[Path]:
     return files
 
 
+def data_files(spec: EvaluateSpec, inputs: Inputs) -> list[Path]:
+    """What the answers depend on: the tasks' files, and those that the engine section names."""
+    return [*task_files(spec, inputs.root), *engine_files(inputs)]
+
+
+def engine_files(inputs: Inputs) -> list[Path]:
+    """Files that `engine.extra_args` and `engine.generation_config` name."""
+    from evals.engine_inputs import named_files
+
+    return named_files(engine_section(inputs), inputs.root)
+
+
 Side = Literal["baseline", "candidate"]
 
 

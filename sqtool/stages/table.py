@@ -34,6 +34,7 @@ class Stage:
 
 
 _HF = ("torch", "transformers")
+_STATISTICS = ("numpy", "scipy")
 _QUANTIZERS = (*_HF, "llmcompressor", "compressed-tensors")
 
 STAGES: tuple[Stage, ...] = (
@@ -59,7 +60,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "gate", ("gate",), ("baseline", "control", "evaluate"), "sqtool.stages.gate",
-        code=("sqtool.gate",), sees=("evaluate",),
+        code=("sqtool.gate",), tools=_STATISTICS, sees=("evaluate",),
     ),
     Stage(
         "speculate", ("speculate", "engine", "evaluate"), ("quantize",), "sqtool.stages.speculate",
@@ -67,7 +68,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "approve", ("speculate",), ("baseline", "control", "evaluate", "gate", "speculate"), "sqtool.stages.approve",
-        code=("sqtool.gate", "sqtool.advise", "sqtool.stages.speculation"), sees=("gate",),
+        code=("sqtool.gate", "sqtool.advise", "sqtool.stages.speculation"), tools=_STATISTICS, sees=("gate",),
     ),
     Stage(
         "release", ("release",),

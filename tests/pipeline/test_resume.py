@@ -135,6 +135,20 @@ def test_a_dependent_left_from_an_older_build_is_not_reused(tmp_path: Path) -> N
     assert whys(tmp_path)["evaluate"] == "quantize was made again since"
 
 
+def test_what_is_shared_is_made_again_with_what_it_was_made_from(tmp_path: Path) -> None:
+    control = replace(STAGES[2], name="control", sections=("control",), needs=("baseline",), reads=())
+    stages = (*STAGES[:3], control, *STAGES[3:4], replace(STAGES[4], needs=("baseline", "control", "evaluate")))
+    job = make_job(tmp_path)
+    job = replace(job, sections={**job.sections, "control": FakeSpec()})
+    assert run(job, stages=stages).exit_code == 0
+    again(tmp_path)
+    assert run(job, stages=stages, force=["baseline"]).exit_code == 0
+    assert calls(tmp_path) == ["baseline", "control", "evaluate", "gate"]
+    again(tmp_path)
+    assert run(job, stages=stages).exit_code == 0
+    assert calls(tmp_path) == [], "nothing is left that does not fit"
+
+
 def test_a_broken_result_is_not_done(tmp_path: Path) -> None:
     run(make_job(tmp_path), stages=STAGES)
     (RunFolder.of(tmp_path, "run").stage("gate") / RESULT).write_text('{"digest": ')
@@ -177,6 +191,17 @@ def test_with_a_key_what_others_made_is_not_used(tmp_path: Path, monkeypatch: py
     assert "was not signed with the key" in str(run(make_job(tmp_path), stages=STAGES).error)
     monkeypatch.setenv("SQTOOL_CACHE_KEY", "short")
     assert "at least 16" in str(run(make_job(tmp_path), stages=STAGES).error)
+
+
+def test_a_key_that_is_too_short_stops_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQTOOL_CACHE_KEY", "short")
+    plan = make_plan(make_job(tmp_path), stages=STAGES)
+    assert ["at least 16" in str(problem) for problem in plan.problems] == [True]
+    outcome = run(make_job(tmp_path), stages=STAGES)
+    assert (outcome.exit_code, calls(tmp_path)) == (4, [])
+    assert run(make_job(tmp_path), stages=STAGES, until="quantize").exit_code == 0, "nothing shared is needed"
 
 
 def flip(path: Path) -> None:

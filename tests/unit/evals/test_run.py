@@ -11,8 +11,10 @@ import pytest
 
 from evals import client
 from evals.engines.base import Question
+from evals.engines.openai import look
 from evals.records import PartWriter, answer_key, averaged, read_part, said
 from evals.run import evaluate, means
+from evals.server import VllmServer
 from evals.spec import EngineSpec, EvaluateSpec, GenerationSpec
 from sqtool.errors import DataError, EngineError
 from tests.unit.evals.builders import WEATHER, text_row, tool_row
@@ -126,6 +128,51 @@ def test_a_dead_engine_scores_nothing_and_the_next_run_goes_on(
     again = _run(project, fake_env, "out2", tasks=("texts",))
     assert again["tasks"]["texts"]["resumed"] == 0
     assert _records(project, "texts") == _records(project, "texts", "out2")
+
+
+@pytest.mark.parametrize("change", ["nothing", "version", "variable", "template"])
+def test_answers_of_another_engine_are_not_reused(
+    project: Path, fake_model: Path, fake_env: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Else a candidate's answers of the engine before an upgrade would be held to a baseline of the one after it."""
+    monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.delenv("VLLM_USE_DEEP_GEMM", raising=False)
+    template = project / "t.jinja"
+    template.write_text("{{ messages }}")
+    words = ("--chat-template", str(template))
+    engine = EngineSpec(env=str(fake_env), startup_timeout=30, extra_args=words)
+    monkeypatch.setenv("FAKE_VLLM", "die_after:4")
+    with pytest.raises(EngineError):
+        _run(project, fake_env, tasks=("texts",), spec={"concurrency": 1}, engine=engine)
+    monkeypatch.setenv("FAKE_VLLM", "ok")
+    if change == "version":
+        site = fake_env / "lib" / "python3.11" / "site-packages"
+        (site / "vllm-9.9.9+cpu.dist-info").rename(site / "vllm-9.9.10+cpu.dist-info")
+    elif change == "variable":
+        monkeypatch.setenv("VLLM_USE_DEEP_GEMM", "0")
+    elif change == "template":
+        template.write_text("{{ messages }}!")
+    summary = _run(project, fake_env, tasks=("texts",), engine=engine, resume_from=project / "out")
+    assert summary["tasks"]["texts"]["resumed"] == (4 if change == "nothing" else 0)
+
+
+@pytest.mark.parametrize("version", ["9.9.9", "9.9.10"])
+def test_answers_of_a_server_that_says_something_else_are_not_reused(
+    project: Path, fake_model: Path, fake_env: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    def killed(*_: object) -> None:
+        raise EngineError("as good as killed")
+
+    with VllmServer(fake_model, EngineSpec(startup_timeout=30), log=project / "log", python_env=fake_env) as server:
+        monkeypatch.setenv("SQTOOL_FAKE_KEY", server.api_key)
+        engine = EngineSpec(kind="openai", base_url=server.base_url, model="model", api_key_env="SQTOOL_FAKE_KEY")
+        with monkeypatch.context() as patch:
+            patch.setattr("evals.run.write_records", killed)
+            with pytest.raises(EngineError, match="as good as"):
+                _run(project, fake_env, tasks=("texts",), engine=engine)
+        monkeypatch.setattr("evals.engines.openai.look", lambda spec: {**look(spec), "version": version})
+        summary = _run(project, fake_env, tasks=("texts",), engine=engine, resume_from=project / "out")
+    assert summary["tasks"]["texts"]["resumed"] == (6 if version == "9.9.9" else 0)
 
 
 def test_answers_under_other_conditions_are_not_reused(fake_model: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,15 @@ def test_the_table_names_modules_and_packages_that_exist() -> None:
         seen.add(stage.name)
         for package in stage.code:
             import_module(package)
+        for distribution in stage.tools:
+            metadata.version(distribution)
+
+
+def test_verdicts_depend_on_the_libraries_that_compute_them() -> None:
+    assert {stage.name: stage.tools for stage in STAGES if "sqtool.gate" in stage.code} == {
+        "gate": ("numpy", "scipy"),
+        "approve": ("numpy", "scipy"),
+    }
 
 
 def test_calibrate(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
