@@ -57,6 +57,10 @@ SECONDS = ("latency", "latency_s", "duration", "response.latency")
 _END = ("endTime", "end_time")
 _FIRST_TOKEN = ("completionStartTime", "completion_start_time")
 _STATUS = ("status", "response.status", "status_code", "response.status_code", "error_information.error_code")
+_ERROR = ("error", "response.error", "error_str", "error_message")
+_ANSWER = ("response", "usage", "choices")
+_NOTHING: tuple[Any, ...] = (None, "", False, [], {})
+"""What stands at a place that some loggers write in every line, and that says nothing."""
 
 
 class FieldError(Exception):
@@ -115,6 +119,10 @@ class Reader:
         self._mapped = {path.partition(".")[0] for path in own.values()}
         self._own = own
         self.ignored: dict[str, int] = {}
+        self.outcomes = False
+        """Whether any line said how its request ended: by a status, an error, or `failed`."""
+        self.answers = 0
+        """Requests that count as not failed because there is an answer and no error."""
 
     def record(self, value: Mapping[str, Any]) -> Record:
         """The record in one line's object; `FieldError` says what is wrong with it."""
@@ -145,15 +153,26 @@ class Reader:
             found["e2e_ms"] = 1000 * _number("latency", seconds)
         status = _first(value, _STATUS)
         if status is None:
-            if "failed" not in found and (_first(value, ("error", "response.error")) is not None):
-                found["failed"] = True
+            self._without_status(value, found)
             return
+        self.outcomes = True
         word = str(status).lower()
         stopped = word in ("cancelled", "canceled", "aborted", "499")
         code = int(word) if len(word) <= 3 and word.isascii() and word.isdecimal() else 0
         bad = word in ("failure", "error", "failed") or code >= 400
         found.setdefault("cancelled", stopped)
         found.setdefault("failed", bad and not stopped)
+
+    def _without_status(self, value: Mapping[str, Any], found: dict[str, Any]) -> None:
+        """`failed` by an error or an answer. The answer has to count: were only the errors known, all that is known
+        would be a failure, in every arm alike."""
+        if "failed" in found:
+            self.outcomes = True
+        elif _says(value, _ERROR) or "error" in (_first(value, ("response.object",)), _first(value, ("object",))):
+            found["failed"] = self.outcomes = True
+        elif _says(value, _ANSWER) or found.keys() & {"e2e_ms", "ttft_ms"} or found.get("output_tokens"):
+            found["failed"] = False
+            self.answers += 1
 
     def _unused(self, value: Mapping[str, Any]) -> None:
         for key in value:
@@ -199,7 +218,11 @@ def _getter(path: str) -> Callable[[Mapping[str, Any]], Any]:
 
 
 def _first(value: Mapping[str, Any], places: Sequence[str]) -> Any:
-    return next((raw for place in places if (raw := _getter(place)(value)) is not None), None)
+    return next((raw for place in places if (raw := _getter(place)(value)) not in (None, "")), None)
+
+
+def _says(value: Mapping[str, Any], places: Sequence[str]) -> bool:
+    return any(_getter(place)(value) not in _NOTHING for place in places)
 
 
 def _listed(value: Mapping[str, Any], most: int) -> str:

@@ -44,6 +44,8 @@ class Source:
     """Records older than one before them."""
     most_behind: float = 0.0
     """Seconds, the largest such step back."""
+    only_answers: bool = False
+    """Whether requests count as not failed by their answers alone: no line has a status, an error, or `failed`."""
     first: float | None = None
     last: float | None = None
 
@@ -91,6 +93,7 @@ def records(
     if reader is None or not source.lines:
         raise DataError(", ".join(source.names), "holds no requests", remedy="Give a log with one request a line.")
     source.format, source.ignored = reader.kind, sorted(reader.ignored)
+    source.only_answers = bool(reader.answers) and not reader.outcomes
 
 
 _JSONL = "A log is JSON Lines: one object a line."

@@ -158,6 +158,11 @@ def _notes(
         yield f"{source.incomplete}: the last line is cut off and was left out (is the log being written?)"
     if source.ignored:
         yield f"fields without a meaning here, ignored: {', '.join(source.ignored[:10])}"
+    if source.only_answers:
+        yield (
+            "the log has neither a status nor an error: requests with an answer count as not failed "
+            "(--field failed=PATH says where failures are)"
+        )
     if source.out_of_order and not sort:
         yield (
             f"{source.out_of_order} requests are older than one before them, by {source.most_behind:.3g} s at most; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -109,3 +110,29 @@ def test_what_was_ignored_or_cut_off_is_noted(write_log: WriteLog) -> None:
     notes = read_rollout([str(path)], Rules()).notes
     assert any("ignored: region" in note for note in notes)
     assert any(f"{path}:21: the last line is cut off" in note for note in notes)
+
+
+def gateway_lines(n: int, failures: dict[str, float]) -> list[dict[str, Any]]:
+    """A gateway that logs no status: an error on the requests that failed, a response on the others."""
+    rng = random.Random(1)
+    names = list(failures)
+    found = []
+    for number in range(n):
+        arm = rng.choice(names)
+        failed = rng.random() < failures[arm]
+        said = {"error": {"message": "x"}} if failed else {"response": {"usage": {"prompt_tokens": 3}}}
+        found.append({"model": "m", "timestamp": 1.79e9 + number, "metadata": {"arm": arm}, **said})
+    return found
+
+
+def test_failures_of_a_gateway_without_a_status_are_seen(write_log: WriteLog) -> None:
+    result = read_rollout([str(write_log(gateway_lines(3000, {"baseline": 0.01, "w4": 0.1})))], Rules())
+    assert result.source.format == "gateway"
+    assert result.table["w4"]["failure"]["value"] == pytest.approx(0.1, abs=0.03)
+    assert [(v.metric.name, v.outcome) for v in result.verdicts[0].metrics] == [("failure", "HARM")]
+    assert not any("neither a status nor an error" in note for note in result.notes)
+
+
+def test_a_gateway_that_may_not_log_failures_at_all_is_noted(write_log: WriteLog) -> None:
+    result = read_rollout([str(write_log(gateway_lines(50, {"baseline": 0.0, "w4": 0.0})))], Rules())
+    assert any("neither a status nor an error" in note and "--field failed=PATH" in note for note in result.notes)
