@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -136,3 +137,25 @@ def test_failures_of_a_gateway_without_a_status_are_seen(write_log: WriteLog) ->
 def test_a_gateway_that_may_not_log_failures_at_all_is_noted(write_log: WriteLog) -> None:
     result = read_rollout([str(write_log(gateway_lines(50, {"baseline": 0.0, "w4": 0.0})))], Rules())
     assert any("neither a status nor an error" in note and "--field failed=PATH" in note for note in result.notes)
+
+
+def litellm_lines(user: Callable[[int], str], owner: str) -> list[dict[str, Any]]:
+    """LiteLLM's payload without an end user, 10 requests of each arm in turn."""
+    return [
+        {"startTime": n, "status": "success", "end_user": "", "user": user(n // 10), "trace_id": f"t{n}"}
+        | {"metadata": {"arm": "b" if n // 10 % 2 else "baseline", "user_api_key_user_id": owner}}
+        for n in range(200)
+    ]
+
+
+def test_an_empty_end_user_of_litellm_hides_no_other_user(write_log: WriteLog) -> None:
+    path = str(write_log(litellm_lines(lambda n: f"u{n}", "")))
+    result = read_rollout([path], Rules.model_validate({"window_minutes": 0.1}))
+    assert result.unit == "cluster"
+    assert result.verdicts[0].metrics[0].evidence.terms <= 10
+
+
+def test_litellms_traces_and_administrator_are_no_users(write_log: WriteLog) -> None:
+    result = read_rollout([str(write_log(litellm_lines(lambda n: "", "default_user_id")))], Rules())
+    assert result.unit == "request"
+    assert any("no request names a user or session" in note for note in result.notes)
