@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sqtool.errors import DataError, UsageError
-from sqtool.rollout import Rules, read_rollout
+from sqtool.rollout import Rules, read_rollout, with_options
 from sqtool.rollout.run import MOST_KINDS, OTHER_KINDS
 from tests.unit.rollout.conftest import WriteLog, lines
 
@@ -159,3 +159,12 @@ def test_litellms_traces_and_administrator_are_no_users(write_log: WriteLog) -> 
     result = read_rollout([str(write_log(litellm_lines(lambda n: "", "default_user_id")))], Rules())
     assert result.unit == "request"
     assert any("no request names a user or session" in note for note in result.notes)
+
+
+def test_a_margin_of_what_the_log_has_does_not_wait_for_the_rest(write_log: WriteLog) -> None:
+    log = [{"arm": ("baseline", "b")[n % 2], "timestamp": n, "failed": n % 200 < 2} for n in range(6000)]
+    path = str(write_log(log))
+    for margins in ([], ["failure=0.02"], ["failure=0.02", "retry=off"]):
+        assert read_rollout([path], with_options(Rules(), margins=margins)).outcome == "NO_HARM", margins
+    asked = read_rollout([path], with_options(Rules(), margins=["failure=0.02", "retry=0.02"]))
+    assert asked.outcome == "KEEP_WATCHING", "a rate that was asked for is not left out"
