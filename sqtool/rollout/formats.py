@@ -1,8 +1,8 @@
 """From a line of a log to a `Record`: sqtool's own format, and logs of OpenAI-compatible gateways.
 
-Both are a table of places. A field is the value at the first of its places that is there, a place being a dotted path
-(`metadata.arm`) into the line's object. `--field NAME=PATH` puts a place of the user's before them. The gateway's table
-knows OpenAI's request and response bodies and LiteLLM's StandardLoggingPayload
+Both are a table of places. A field is the value at the first of its places that is there and not empty, a place being
+a dotted path (`metadata.arm`) into the line's object. `--field NAME=PATH` puts a place of the user's before them. The
+gateway's table knows OpenAI's request and response bodies and LiteLLM's StandardLoggingPayload
 (https://docs.litellm.ai/docs/proxy/logging_spec).
 """
 
@@ -34,8 +34,10 @@ GATEWAY: dict[str, tuple[str, ...]] = {
     "timestamp": ("startTime", "start_time", "timestamp", "created_at", "request.timestamp", "created"),
     "kind": ("metadata.kind", "metadata.requester_metadata.kind", "request.metadata.kind", "kind", "call_type"),
     "cluster": (
-        *("end_user", "request.user", "user", "metadata.user_id", "metadata.requester_metadata.user_id"),
-        *("metadata.session_id", "metadata.requester_metadata.session_id", "session_id", "trace_id"),
+        *("end_user", "metadata.user_api_key_end_user_id", "request.user", "user", "metadata.user_id"),
+        *("metadata.requester_metadata.user_id", "metadata.session_id", "metadata.requester_metadata.session_id"),
+        # Last: a service that asks for all of its users has one key, and the key one owner.
+        *("session_id", "metadata.user_api_key_user_id"),
     ),
     "ttft_ms": ("ttft_ms", "metrics.ttft_ms"),
     "e2e_ms": ("latency_ms", "e2e_ms", "duration_ms", "metrics.e2e_ms"),
@@ -57,6 +59,12 @@ SECONDS = ("latency", "latency_s", "duration", "response.latency")
 _END = ("endTime", "end_time")
 _FIRST_TOKEN = ("completionStartTime", "completion_start_time")
 _STATUS = ("status", "response.status", "status_code", "response.status_code", "error_information.error_code")
+_ERROR = ("error", "response.error", "error_str", "error_message")
+_ANSWER = ("response", "usage", "choices")
+LITELLM_ADMIN = "default_user_id"
+"""The user whom LiteLLM names for its master key and the keys made with it: nobody in particular."""
+_NOTHING: tuple[Any, ...] = (None, "", False, [], {})
+"""What stands at a place that some loggers write in every line, and that says nothing."""
 
 
 class FieldError(Exception):
@@ -108,22 +116,27 @@ class Reader:
         self.kind = kind
         own = mapping or {}
         table = GATEWAY if kind == "gateway" else {name: (name,) for name in FIELDS}
-        self._places = [
-            (name, FIELDS[name][0], [_getter(path) for path in ((own[name],) if name in own else table[name])])
+        read = {**_READ, "text": _user} if kind == "gateway" else _READ
+        self._places = {
+            name: (read[FIELDS[name][0]], [_getter(path) for path in ((own[name],) if name in own else table[name])])
             for name in FIELDS
-        ]
+        }
         self._mapped = {path.partition(".")[0] for path in own.values()}
         self._own = own
         self.ignored: dict[str, int] = {}
+        self.outcomes = False
+        """Whether any line said how its request ended: by a status, an error, or `failed`."""
+        self.answers = 0
+        """Requests that count as not failed because there is an answer and no error."""
 
     def record(self, value: Mapping[str, Any]) -> Record:
         """The record in one line's object; `FieldError` says what is wrong with it."""
         found: dict[str, Any] = {}
-        for name, how, getters in self._places:
+        for name, (read, getters) in self._places.items():
             for getter in getters:
                 raw = getter(value)
-                if raw is not None:
-                    found[name] = _READ[how](name, raw)
+                if raw is not None and (said := read(name, raw)) is not None:
+                    found[name] = said
                     break
         if self.kind == "gateway":
             self._derive(value, found)
@@ -145,15 +158,26 @@ class Reader:
             found["e2e_ms"] = 1000 * _number("latency", seconds)
         status = _first(value, _STATUS)
         if status is None:
-            if "failed" not in found and (_first(value, ("error", "response.error")) is not None):
-                found["failed"] = True
+            self._without_status(value, found)
             return
+        self.outcomes = True
         word = str(status).lower()
         stopped = word in ("cancelled", "canceled", "aborted", "499")
         code = int(word) if len(word) <= 3 and word.isascii() and word.isdecimal() else 0
         bad = word in ("failure", "error", "failed") or code >= 400
         found.setdefault("cancelled", stopped)
         found.setdefault("failed", bad and not stopped)
+
+    def _without_status(self, value: Mapping[str, Any], found: dict[str, Any]) -> None:
+        """`failed` by an error or an answer. The answer has to count: were only the errors known, all that is known
+        would be a failure, in every arm alike."""
+        if "failed" in found:
+            self.outcomes = True
+        elif _says(value, _ERROR) or "error" in (_first(value, ("response.object",)), _first(value, ("object",))):
+            found["failed"] = self.outcomes = True
+        elif _says(value, _ANSWER) or found.keys() & {"e2e_ms", "ttft_ms"} or found.get("output_tokens"):
+            found["failed"] = False
+            self.answers += 1
 
     def _unused(self, value: Mapping[str, Any]) -> None:
         for key in value:
@@ -170,7 +194,9 @@ class Reader:
                 self.ignored[key] = 1
 
     def _missing(self, name: str, value: Mapping[str, Any]) -> FieldError:
-        if name in self._own:
+        if any(getter(value) == "" for getter in self._places[name][1]):
+            where = "must not be empty"
+        elif name in self._own:
             where = f"nothing at {self._own[name]!r}, which --field names"
         elif self.kind == "gateway":
             where = "missing; looked for " + ", ".join(GATEWAY[name])
@@ -199,7 +225,11 @@ def _getter(path: str) -> Callable[[Mapping[str, Any]], Any]:
 
 
 def _first(value: Mapping[str, Any], places: Sequence[str]) -> Any:
-    return next((raw for place in places if (raw := _getter(place)(value)) is not None), None)
+    return next((raw for place in places if (raw := _getter(place)(value)) not in (None, "")), None)
+
+
+def _says(value: Mapping[str, Any], places: Sequence[str]) -> bool:
+    return any(_getter(place)(value) not in _NOTHING for place in places)
 
 
 def _listed(value: Mapping[str, Any], most: int) -> str:
@@ -216,12 +246,15 @@ def _name(name: str, raw: Any) -> str | None:
 
 def _text(name: str, raw: Any) -> str | None:
     if isinstance(raw, str):
-        if raw or name != "arm":
-            return raw or None
-        raise FieldError(name, "must not be empty")
+        return raw or None
     if isinstance(raw, int) and not isinstance(raw, bool):
         return str(raw)
     raise FieldError(name, f"expected a text, found {_shown(raw)}")
+
+
+def _user(name: str, raw: Any) -> str | None:
+    text = _text(name, raw)
+    return None if text == LITELLM_ADMIN else text
 
 
 def _number(name: str, raw: Any) -> float:

@@ -14,6 +14,7 @@ from typing import IO, Any, Literal
 
 from sqtool.errors import DataError
 from sqtool.progress import SILENT, Progress
+from sqtool.rollout.clock import Clock
 from sqtool.rollout.formats import FieldError, Format, Reader, detect
 from sqtool.rollout.record import Record
 
@@ -44,8 +45,29 @@ class Source:
     """Records older than one before them."""
     most_behind: float = 0.0
     """Seconds, the largest such step back."""
+    behind_at: str = ""
+    """The line with that step."""
+    far_ahead: int = 0
+    """Records more than a day ahead of those before and after them, as of a wrong clock."""
+    most_ahead: float = 0.0
+    """Seconds, the most that one is ahead."""
+    ahead_at: str = ""
+    """The first such line."""
+    only_answers: bool = False
+    """Whether requests count as not failed by their answers alone: no line has a status, an error, or `failed`."""
     first: float | None = None
     last: float | None = None
+
+    def placed(self, off: float, name: str, number: int) -> None:
+        """Count a record at this line that is `off` seconds ahead of the log's time (behind if negative)."""
+        if off < 0:
+            self.out_of_order += 1
+            if -off > self.most_behind:
+                self.most_behind, self.behind_at = -off, f"{name}:{number}"
+        elif off > 0:
+            self.far_ahead += 1
+            self.most_ahead = max(self.most_ahead, off)
+            self.ahead_at = self.ahead_at or f"{name}:{number}"
 
 
 def records(
@@ -60,7 +82,7 @@ def records(
 
     decode = msgspec.json.Decoder().decode
     reader = Reader(kind, mapping) if kind != "auto" else None
-    newest = float("-inf")
+    clock: Clock[tuple[str, int]] = Clock()
     for name, number, line, last in _lines(source.names, progress):
         try:
             value: Any = decode(line)
@@ -80,17 +102,16 @@ def records(
         except FieldError as error:
             raise DataError(name, error.message, line=number, field=error.field, remedy=error.remedy) from None
         source.lines += 1
-        if record.timestamp < newest:
-            source.out_of_order += 1
-            source.most_behind = max(source.most_behind, newest - record.timestamp)
-        else:
-            newest = record.timestamp
+        for _, off, place in clock.tell(record.timestamp, (name, number)):
+            if off:
+                source.placed(off, *place)
         source.first = record.timestamp if source.first is None else min(source.first, record.timestamp)
-        source.last = newest
+        source.last = record.timestamp if source.last is None else max(source.last, record.timestamp)
         yield record
     if reader is None or not source.lines:
         raise DataError(", ".join(source.names), "holds no requests", remedy="Give a log with one request a line.")
     source.format, source.ignored = reader.kind, sorted(reader.ignored)
+    source.only_answers = bool(reader.answers) and not reader.outcomes
 
 
 _JSONL = "A log is JSON Lines: one object a line."

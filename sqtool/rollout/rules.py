@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from sqtool.errors import DataError, UsageError, did_you_mean
 from sqtool.rollout.record import Record
@@ -48,6 +48,14 @@ class Rules(Spec):
     slo: dict[Latency, Slo] = Field(default_factory=dict)
     window_minutes: Annotated[float, Field(gt=0, description="How long a user or session is counted.")] = 30.0
     candidates: Annotated[int | None, Field(ge=1, description="Candidate arms that will be tried in all.")] = None
+    _named: frozenset[Rate] | None = PrivateAttr(default=None)
+
+    @property
+    def named(self) -> frozenset[Rate]:
+        """The rates whose margins somebody wrote, in a file or as options; the others are judged by default."""
+        if self._named is not None:
+            return self._named
+        return frozenset(self.margins if "margins" in self.model_fields_set else ())
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,10 @@ class Metric:
 
 def metrics_of(rules: Rules) -> tuple[Metric, ...]:
     """What `rules` judge, in their order."""
-    named = "margins" in rules.model_fields_set
-    found = [Metric(name, margin, _rate(name), name == "acceptance", named) for name, margin in rules.margins.items()]
+    found = [
+        Metric(name, margin, _rate(name), name == "acceptance", name in rules.named)
+        for name, margin in rules.margins.items()
+    ]
     found += [
         Metric(f"slo.{field}", slo.margin, _slo(field, slo.limit), named=True, limit=slo.limit)
         for field, slo in rules.slo.items()
@@ -145,6 +155,7 @@ def with_options(
     `margins` are `NAME=SHARE` or `NAME=off`, with `slo.e2e_ms` for an SLO's; `slos` are `e2e_ms=MILLISECONDS`.
     """
     data: dict[str, Any] = rules.model_dump(exclude_unset=True)
+    named: set[str] = set(rules.named)
     if alpha is not None:
         data["alpha"] = alpha
     if window is not None:
@@ -159,14 +170,19 @@ def with_options(
         data["margins"] = {**data.get("margins", rules.margins)}
         if text == "off":
             data["margins"].pop(name, None)
+            named.discard(name)
         else:
+            named.add(name)
             data["margins"][name] = _number(f"--margin {name}={text}", text)
     try:
-        return Rules.model_validate(data)
+        made = Rules.model_validate(data)
     except ValidationError as error:
         entry = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in entry["loc"])
         raise UsageError(f"{field}: {entry['msg']}, found {entry['input']}") from None
+    # The margins hold the defaults as well by now, which nobody asked for.
+    made._named = frozenset(name for name in made.margins if name in named)
+    return made
 
 
 def _pairs(option: str, texts: Sequence[str], known: Sequence[str]) -> list[tuple[str, str]]:

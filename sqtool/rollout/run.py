@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from sqtool.errors import DataError, UsageError, did_you_mean
 from sqtool.progress import SILENT, Progress
+from sqtool.rollout.clock import AGREE, FAR
 from sqtool.rollout.formats import Format
 from sqtool.rollout.reading import Source, records
 from sqtool.rollout.record import Record
@@ -56,6 +57,7 @@ class Rollout:
                 "first_timestamp": self.source.first,
                 "last_timestamp": self.source.last,
                 "out_of_order": self.source.out_of_order,
+                "far_ahead": self.source.far_ahead,
                 "ignored_fields": self.source.ignored,
             },
             "rules": rules_json(self.rules),
@@ -158,10 +160,26 @@ def _notes(
         yield f"{source.incomplete}: the last line is cut off and was left out (is the log being written?)"
     if source.ignored:
         yield f"fields without a meaning here, ignored: {', '.join(source.ignored[:10])}"
+    if source.only_answers:
+        yield (
+            "the log has neither a status nor an error: requests with an answer count as not failed "
+            "(--field failed=PATH says where failures are)"
+        )
     if source.out_of_order and not sort:
         yield (
-            f"{source.out_of_order} requests are older than one before them, by {source.most_behind:.3g} s at most; "
-            "they were taken in the order of the log (--sort orders them by time, in memory)"
+            f"{source.out_of_order} requests are older than one before them, by {source.most_behind:.3g} s at most "
+            f"({source.behind_at}); they were taken in the order of the log (--sort orders them by time, in memory)"
+        )
+    if source.far_ahead:
+        yield (
+            f"{source.far_ahead} requests are more than a day ahead of the requests around them, the first at "
+            f"{source.ahead_at}, by {source.most_ahead / FAR:.0f} days at most (a wrong clock?); no user's window was "
+            "closed by them"
+        )
+    if units.waiting:
+        yield (
+            f"the last {units.waiting} requests are more than a day ahead of all before them and not judged yet: "
+            f"{AGREE} show that it is a gap in the log and no wrong clock"
         )
     missing = [m.name for m, known in zip(watch.metrics, units.known, strict=True) if not (known or m.named)]
     if missing:

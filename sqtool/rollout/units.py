@@ -5,7 +5,7 @@ independent finds harm where there is none. A unit is therefore the *first visit
 window of fixed length from its first one. Its value for a metric is the share of these requests with the bad event, so
 that each user counts once. Because the window is of the same length for all, units close in the order in which they
 opened: no arm's short visits come first. Later requests of a cluster are counted in the table and in no verdict; they
-depend on its first visit.
+depend on its first visit. What time it is says `sqtool.rollout.clock`.
 
 A request without a cluster is a unit of its own. A cluster that more than one arm answered belongs to the arm that
 answered it first, and only that arm's requests are its value.
@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sqtool.rollout.clock import Clock
 from sqtool.rollout.record import Record
 from sqtool.rollout.rules import Event
 
@@ -26,6 +27,12 @@ class Unit(NamedTuple):
 
     arm: str
     values: tuple[float | None, ...]
+
+
+class _Request(NamedTuple):
+    arm: str
+    key: int | None
+    bad: tuple[bool | None, ...]
 
 
 class _Open:
@@ -49,7 +56,7 @@ class Units:
     def __init__(self, events: Sequence[Event], window_s: float) -> None:
         self._events = tuple(events)
         self._window = window_s
-        self._now = float("-inf")
+        self._clock: Clock[_Request] = Clock()
         self._open: dict[int, _Open] = {}
         self._order: deque[int] = deque()
         self._seen: set[int] = set()
@@ -65,41 +72,52 @@ class Units:
     @property
     def clusters(self) -> int:
         """Clusters seen so far."""
-        return len(self._seen)
+        return len(self._seen) + len({key for key in self._keys_waiting() if key not in self._seen})
 
     @property
     def open(self) -> int:
         """Clusters whose window has not passed."""
         return len(self._open)
 
+    @property
+    def waiting(self) -> int:
+        """Requests of a cluster that are so far ahead that it is not known yet whether their clock is right."""
+        return len(self._keys_waiting())
+
+    def _keys_waiting(self) -> list[int]:
+        return [request.key for _, request in self._clock.waiting if request.key is not None]
+
     def add(self, record: Record) -> list[Unit]:
         """The units that this record completes: those whose window it shows to be over, or itself."""
-        self._now = max(self._now, record.timestamp)
-        done = []
-        while self._order and self._open[self._order[0]].closes <= self._now:
-            done.append(self._open.pop(self._order.popleft()).unit())
-        bad = [event(record) for event in self._events]
+        bad = tuple([event(record) for event in self._events])
         for place, happened in enumerate(bad):
             if happened is not None:
                 self.known[place] = True
-        if record.cluster is None:
+        key = None if record.cluster is None else hash(record.cluster)
+        done: list[Unit] = []
+        for now, _, request in self._clock.tell(record.timestamp, _Request(record.arm, key, bad)):
+            while self._order and self._open[self._order[0]].closes <= now:
+                done.append(self._open.pop(self._order.popleft()).unit())
+            if request.key is not None:
+                self._count(request, request.key, now)
+        if key is None:
             self.alone += 1
             done.append(Unit(record.arm, tuple(None if b is None else float(b) for b in bad)))
-            return done
-        key = hash(record.cluster)
+        return done
+
+    def _count(self, request: _Request, key: int, now: float) -> None:
         unit = self._open.get(key)
         if unit is None:
             if key in self._seen:
                 self.later += 1
-                return done
+                return
             self._seen.add(key)
-            unit = self._open[key] = _Open(record.arm, self._now + self._window, len(self._events))
+            unit = self._open[key] = _Open(request.arm, now + self._window, len(self._events))
             self._order.append(key)
-        elif unit.arm != record.arm:
+        elif unit.arm != request.arm:
             self.elsewhere += 1
-            return done
-        for place, happened in enumerate(bad):
+            return
+        for place, happened in enumerate(request.bad):
             if happened is not None:
                 unit.known[place] += 1
                 unit.bad[place] += happened
-        return done

@@ -76,12 +76,53 @@ def test_an_openai_request_and_response() -> None:
         ({"status": "cancelled"}, False, True),
         ({"error": {"message": "x"}}, True, None),
         ({"status": "failure", "failed": False}, False, False),
+        ({"error": None, "response": {"id": "x"}}, False, None),
+        ({"usage": {"total_tokens": 0}}, False, None),
+        ({"choices": [{"index": 0}]}, False, None),
+        ({"end_time": 2}, False, None),
+        ({"latency": 0.4}, False, None),
+        ({"ttft_ms": 40}, False, None),
+        ({"completion_tokens": 3}, False, None),
+        ({"failed": True, "latency": 0.4}, True, None),
+        ({"error": {"message": "x"}, "latency": 0.4}, True, None),
+        ({"error_str": "timeout", "latency": 0.4}, True, None),
+        ({"response": {"error": {"message": "x"}}}, True, None),
+        ({"response": {"object": "error", "message": "x", "code": 500}}, True, None),
+        ({"error": "", "status": "", "latency": 0.4}, False, None),
+        ({"error": {}, "response": {}, "choices": [], "completion_tokens": 0}, None, None),
+        ({"error": False}, None, None),
         ({}, None, None),
     ],
 )
 def test_a_gateways_status(extra: dict[str, Any], failed: bool | None, cancelled: bool | None) -> None:
     record = Reader("gateway").record({"timestamp": 1, "metadata": {"arm": "a"}, **extra})
     assert (record.failed, record.cancelled) == (failed, cancelled)
+
+
+@pytest.mark.parametrize(
+    ("extra", "cluster"),
+    [
+        ({"end_user": "", "user": "u"}, "u"),
+        ({"end_user": "", "request": {"user": ""}, "metadata": {"user_id": "m"}}, "m"),
+        ({"end_user": "", "metadata": {"user_api_key_end_user_id": "e", "user_api_key_user_id": "k"}}, "e"),
+        ({"end_user": "", "metadata": {"user_api_key_end_user_id": "", "user_api_key_user_id": "k"}}, "k"),
+        ({"metadata": {"user_api_key_user_id": "k", "session_id": "s"}}, "s"),
+        ({"user": "default_user_id", "metadata": {"user_api_key_user_id": "default_user_id"}}, None),
+        ({"trace_id": "t"}, None),
+    ],
+)
+def test_the_user_is_the_first_one_that_is_said(extra: dict[str, Any], cluster: str | None) -> None:
+    value = {"startTime": 1, "arm": "a", **extra}
+    assert Reader("gateway").record(value).cluster == cluster
+
+
+def test_an_empty_arm_is_looked_for_elsewhere_and_said() -> None:
+    value = {"timestamp": 1, "arm": "", "kind": "chat", "metadata": {"arm": "b", "kind": ""}}
+    record = Reader("gateway").record(value)
+    assert (record.arm, record.kind) == ("b", "chat")
+    with pytest.raises(FieldError, match="must not be empty") as error:
+        Reader("gateway").record({"timestamp": 1, "arm": "", "metadata": {"arm": ""}})
+    assert (error.value.field, "--field arm=PATH" in error.value.remedy) == ("arm", True)
 
 
 def test_a_mapping_comes_first_and_only() -> None:

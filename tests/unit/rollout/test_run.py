@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from sqtool.errors import DataError, UsageError
-from sqtool.rollout import Rules, read_rollout
+from sqtool.rollout import Rules, read_rollout, with_options
 from sqtool.rollout.run import MOST_KINDS, OTHER_KINDS
 from tests.unit.rollout.conftest import WriteLog, lines
 
@@ -109,3 +111,60 @@ def test_what_was_ignored_or_cut_off_is_noted(write_log: WriteLog) -> None:
     notes = read_rollout([str(path)], Rules()).notes
     assert any("ignored: region" in note for note in notes)
     assert any(f"{path}:21: the last line is cut off" in note for note in notes)
+
+
+def gateway_lines(n: int, failures: dict[str, float]) -> list[dict[str, Any]]:
+    """A gateway that logs no status: an error on the requests that failed, a response on the others."""
+    rng = random.Random(1)
+    names = list(failures)
+    found = []
+    for number in range(n):
+        arm = rng.choice(names)
+        failed = rng.random() < failures[arm]
+        said = {"error": {"message": "x"}} if failed else {"response": {"usage": {"prompt_tokens": 3}}}
+        found.append({"model": "m", "timestamp": 1.79e9 + number, "metadata": {"arm": arm}, **said})
+    return found
+
+
+def test_failures_of_a_gateway_without_a_status_are_seen(write_log: WriteLog) -> None:
+    result = read_rollout([str(write_log(gateway_lines(3000, {"baseline": 0.01, "w4": 0.1})))], Rules())
+    assert result.source.format == "gateway"
+    assert result.table["w4"]["failure"]["value"] == pytest.approx(0.1, abs=0.03)
+    assert [(v.metric.name, v.outcome) for v in result.verdicts[0].metrics] == [("failure", "HARM")]
+    assert not any("neither a status nor an error" in note for note in result.notes)
+
+
+def test_a_gateway_that_may_not_log_failures_at_all_is_noted(write_log: WriteLog) -> None:
+    result = read_rollout([str(write_log(gateway_lines(50, {"baseline": 0.0, "w4": 0.0})))], Rules())
+    assert any("neither a status nor an error" in note and "--field failed=PATH" in note for note in result.notes)
+
+
+def litellm_lines(user: Callable[[int], str], owner: str) -> list[dict[str, Any]]:
+    """LiteLLM's payload without an end user, 10 requests of each arm in turn."""
+    return [
+        {"startTime": n, "status": "success", "end_user": "", "user": user(n // 10), "trace_id": f"t{n}"}
+        | {"metadata": {"arm": "b" if n // 10 % 2 else "baseline", "user_api_key_user_id": owner}}
+        for n in range(200)
+    ]
+
+
+def test_an_empty_end_user_of_litellm_hides_no_other_user(write_log: WriteLog) -> None:
+    path = str(write_log(litellm_lines(lambda n: f"u{n}", "")))
+    result = read_rollout([path], Rules.model_validate({"window_minutes": 0.1}))
+    assert result.unit == "cluster"
+    assert result.verdicts[0].metrics[0].evidence.terms <= 10
+
+
+def test_litellms_traces_and_administrator_are_no_users(write_log: WriteLog) -> None:
+    result = read_rollout([str(write_log(litellm_lines(lambda n: "", "default_user_id")))], Rules())
+    assert result.unit == "request"
+    assert any("no request names a user or session" in note for note in result.notes)
+
+
+def test_a_margin_of_what_the_log_has_does_not_wait_for_the_rest(write_log: WriteLog) -> None:
+    log = [{"arm": ("baseline", "b")[n % 2], "timestamp": n, "failed": n % 200 < 2} for n in range(6000)]
+    path = str(write_log(log))
+    for margins in ([], ["failure=0.02"], ["failure=0.02", "retry=off"]):
+        assert read_rollout([path], with_options(Rules(), margins=margins)).outcome == "NO_HARM", margins
+    asked = read_rollout([path], with_options(Rules(), margins=["failure=0.02", "retry=0.02"]))
+    assert asked.outcome == "KEEP_WATCHING", "a rate that was asked for is not left out"

@@ -149,6 +149,24 @@ def test_options_go_over_the_file() -> None:
     }
 
 
+def named(rules: Rules) -> list[str]:
+    return [m.name for m in metrics_of(rules) if m.named]
+
+
+def test_only_what_was_written_is_named() -> None:
+    chosen = with_options(Rules(), margins=["failure=0.02"])
+    assert [m.name for m in metrics_of(chosen)] == list(RATES)
+    assert named(chosen) == ["failure"]
+    assert named(with_options(Rules(), margins=["retry=off"])) == []
+    assert named(with_options(chosen, alpha=0.1)) == ["failure"]
+    assert named(with_options(chosen, margins=["retry=0.1", "failure=off"])) == ["retry"]
+    assert named(with_options(Rules(), alpha=0.1, slos=["e2e_ms=300"])) == ["slo.e2e_ms"]
+    of_a_file = read_rules({"margins": {"correction": 0.01, "retry": 0.02}}, "r.yaml", lines)
+    both = with_options(of_a_file, margins=["failure=0.02", "retry=off"])
+    assert named(both) == ["correction", "failure"] == list(both.margins)
+    assert named(Rules.model_validate(chosen.model_dump())) == list(RATES), "a file that writes all of them"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
