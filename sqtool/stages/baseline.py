@@ -24,6 +24,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
     """Evaluate the baseline into `out`, then keep its states for drift in `out/states`."""
     from evals.drift import baseline_states, texts_of
     from evals.engine_check import probe
+    from evals.records import remove_parts
     from evals.run import evaluate
 
     @cache
@@ -47,6 +48,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
         states.mkdir()
         kept = baseline_states(spec, model=inputs.model, texts=texts(), out=states, progress=inputs.progress)
         summary = {**summary, "states": kept}
+    remove_parts(out)
     return StageResult(summary)
 
 

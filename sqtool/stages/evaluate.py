@@ -23,6 +23,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
     from evals.drift import drift, kept_texts
     from evals.engine_check import probe
     from evals.flips import compare_records, encoder
+    from evals.records import remove_parts
     from evals.run import evaluate
     from sqtool.gate.stopping import Watch
 
@@ -64,6 +65,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
             progress=inputs.progress,
             engine={"baseline": before, "candidate": out},
         )
+    remove_parts(out)
     return StageResult(summary)
 
 
