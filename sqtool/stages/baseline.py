@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.spec import EvaluateSpec
 from sqtool.spec import Spec
-from sqtool.stages import measuring
+from sqtool.stages import drifting, measuring
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.measuring import counted_of, engine_preflight, evaluation_estimate, task_files
 from sqtool.stages.sections import engine_section
@@ -26,6 +27,8 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
     from evals.engine_check import probe
     from evals.records import remove_parts
     from evals.run import evaluate
+
+    spec = drifting.possible(spec, inputs)
 
     @cache
     def texts() -> list[Text]:
@@ -66,4 +69,5 @@ def fingerprint(spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:
 
 def preflight(spec: EvaluateSpec, inputs: Inputs) -> Estimate:
     engine_preflight(inputs)
-    return evaluation_estimate(spec, inputs)
+    estimate = evaluation_estimate(drifting.possible(spec, inputs), inputs)
+    return replace(estimate, warnings=(*estimate.warnings, *drifting.left_out(spec, inputs)))

@@ -10,7 +10,7 @@ from sqtool.errors import UsageError
 from sqtool.files import digest_folder
 from sqtool.gate.spec import GateSpec
 from sqtool.spec import Spec
-from sqtool.stages import measuring
+from sqtool.stages import drifting, measuring
 from sqtool.stages.baseline import RECORDS, STATES
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.measuring import counted_of, engine_preflight, evaluation_estimate, task_files
@@ -28,6 +28,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
     from sqtool.gate.stopping import Watch
 
     assert inputs.candidate is not None
+    spec = drifting.possible(spec, inputs)
     digest = digest_folder(inputs.candidate)
     differ = [found.to_json() for found in differences(inputs.model, inputs.candidate)]
     for found in differ:
@@ -115,4 +116,4 @@ def preflight(spec: EvaluateSpec, inputs: Inputs) -> Estimate:
             "candidate_model: ...}`.",
         )
     engine_preflight(inputs, "candidate")
-    return evaluation_estimate(spec, inputs)
+    return evaluation_estimate(drifting.possible(spec, inputs), inputs)
