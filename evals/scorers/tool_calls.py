@@ -43,7 +43,10 @@ def _calls_in(text: str) -> list[ToolCall]:
         isinstance(v, dict) and isinstance(v.get("name"), str) and isinstance(v.get("arguments"), dict) for v in values
     ):
         return []
-    return [ToolCall(v["name"], canonical_json(v["arguments"])) for v in values]
+    try:
+        return [ToolCall(v["name"], canonical_json(v["arguments"])) for v in values]
+    except (ValueError, RecursionError):  # what can be read may still be too deep to write
+        return []
 
 
 def _arguments(call: ToolCall) -> dict[str, Any] | None:
