@@ -75,6 +75,8 @@ def _sampled(spec: EvaluateSpec, root: Path) -> set[str]:
     from evals.tasks import find_task, read_task
 
     tasks = [read_task(find_task(name, root)) for name in spec.tasks]
+    if spec.generation.as_served:  # what a server then does is its own business, and vLLM samples
+        return {task.task for task in tasks}
     default = spec.generation.temperature
     own = {task.task: task.generation.temperature for task in tasks}
     return {name for name, value in own.items() if (default if value is None else value) > 0}
