@@ -166,13 +166,21 @@ def load_texts(
     if not tokenizer.chat_template:
         raise _no_template()
     tasks = load_tasks(spec.model_copy(update={"limit": None}), root)
-    given: dict[str, dict[str, Any]] = {}
+    # Ids are unique within a task only.
+    given: dict[tuple[str, str], dict[str, Any]] = {}
     if answers is not None:
         for task in tasks:
             path = answers / f"{task.name}.jsonl"
-            given.update({row["id"]: row["output"] for _, row in read_jsonl(path)} if path.is_file() else {})
+            for _, row in read_jsonl(path) if path.is_file() else ():
+                given[task.name, row["id"]] = row["output"]
+    task_of = {id(item): task.name for task in tasks for item in task.items}
+
+    def rendered(item: Item) -> Text | None:
+        answer = given.get((task_of.get(id(item), ""), item.id))
+        return render(item, tokenizer, drift.max_length, {} if answer is None else {item.id: answer})
+
     items = round_robin((item for task in tasks for item in task.items), drift.items)
-    texts = [render(item, tokenizer, drift.max_length, given) for item in [*items, *_prose(drift, root)]]
+    texts = [rendered(item) for item in [*items, *_prose(drift, root)]]
     kept = [text for text in texts if text is not None]
     if not kept:
         raise _no_texts()
