@@ -58,7 +58,7 @@ def _item(row: Row, truths: dict[str, list[Row]], answers: Path | None) -> Row:
     kind = category.group(1)
     functions = row.get("function")
     functions = [functions] if isinstance(functions, dict) else functions
-    if not isinstance(functions, list) or not functions:
+    if not isinstance(functions, list) or not (functions or "irrelevance" in kind):
         raise RowError("function", "expected a list of functions (multi-turn categories are not read)")
     if "irrelevance" in kind:
         expected: Row = {"calls": []}

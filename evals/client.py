@@ -100,6 +100,25 @@ def sampling(generation: GenerationSpec, seed: int, *, neutral: bool) -> dict[st
     return found
 
 
+BROKEN_OFF = frozenset({"abort", "error"})
+"""Finish reasons of answers that the server gave up, not the model: they say nothing about it."""
+
+
+def refuse_broken_off(reason: str) -> None:
+    """`ValueError` for an answer that a server broke off by itself, so that it is asked for once more."""
+    if reason in BROKEN_OFF:
+        raise ValueError(f"the server broke the answer off: finish_reason is {reason!r}")
+
+
+def _arguments_text(arguments: Any) -> str:
+    """A call's arguments as text; some servers send the object itself."""
+    if isinstance(arguments, dict):
+        return json.dumps(arguments, ensure_ascii=False)
+    if arguments is not None and not isinstance(arguments, str):
+        raise TypeError("arguments must be a string")
+    return arguments or ""
+
+
 def parse_answer(value: Any) -> Answer:
     """The `Answer` in a chat completion's JSON; `ValueError` says what is missing or of the wrong kind."""
     try:
@@ -107,13 +126,14 @@ def parse_answer(value: Any) -> Answer:
         message = choice["message"]
         usage = value.get("usage") or {}
         calls = tuple(
-            ToolCall(str(c["function"]["name"]), str(c["function"]["arguments"] or ""))
+            ToolCall(str(c["function"]["name"]), _arguments_text(c["function"]["arguments"]))
             for c in message.get("tool_calls") or ()
         )
         text = message.get("content") or ""
         reason = choice["finish_reason"]
         if not isinstance(text, str) or not isinstance(reason, str):
             raise TypeError("content and finish_reason must be strings")
+        refuse_broken_off(reason)
         return Answer(
             text, calls, reason, int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         )

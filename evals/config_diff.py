@@ -79,7 +79,7 @@ def differences(baseline: Path, candidate: Path) -> list[Difference]:
         GENERATION: (_generation(baseline), _generation(candidate)),
         TOKENIZER: _tokenizers(baseline, candidate),
         TOKENIZER_CONFIG: (_tokenizer_config(baseline), _tokenizer_config(candidate)),
-        TEMPLATE: (_templates(baseline), _templates(candidate)),
+        TEMPLATE: (chat_templates(baseline), chat_templates(candidate)),
     }
     return [
         Difference(file, field, *_shown(left.get(field), right.get(field)))
@@ -143,9 +143,9 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
     return {**parts, **{f"model.{name}": part for name, part in model.items()}}
 
 
-def _templates(folder: Path) -> dict[str, str]:
-    """Chat templates by name. A file counts more than the entry in tokenizer_config.json, as in transformers; Jinja
-    drops one line break at the end."""
+def chat_templates(folder: Path) -> dict[str, str]:
+    """A checkpoint's chat templates by name. A file counts more than the entry in tokenizer_config.json, as in
+    transformers; Jinja drops one line break at the end."""
     found: dict[str, str] = {}
     entry = _read(folder / TOKENIZER_CONFIG).get(TEMPLATE) if (folder / TOKENIZER_CONFIG).is_file() else None
     if isinstance(entry, str):

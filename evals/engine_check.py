@@ -107,7 +107,8 @@ class EngineCheck:
 
     def __init__(self, path: Path) -> None:
         self.problem = ""
-        self._known: dict[str, dict[str, Any]] = {}
+        # Several tasks may have an item of the same id; the tokens tell them apart.
+        self._known: dict[str, list[dict[str, Any]]] = {}
         self._gaps: list[Floats] = []
         self._short: list[Floats] = []
         self._texts = 0
@@ -118,14 +119,14 @@ class EngineCheck:
                     return
                 if not {"id", "tokens", "ids", "logprobs"} <= set(row):
                     raise DataError(path, "expected id, tokens, ids and logprobs", line=line)
-                self._known[str(row["id"])] = row
+                self._known.setdefault(str(row["id"]), []).append(row)
         except DataError as error:
             self.problem = f"the engine was not asked ({error.message})"
 
     def asked(self, group: Sequence[Text]) -> tuple[Ints, Floats] | None:
         """For the predicting positions of these texts, one text after the other: token ids [positions, 1 + k] and what
         the engine says of them; id -1 where it was not asked. None when it was asked for none of them."""
-        rows = [self._known.get(text.id) for text in group]
+        rows = [self._row(text) for text in group]
         width = max((len(row["ids"][0]) for row in rows if row and row["ids"]), default=0)
         if not width:
             return None
@@ -133,13 +134,20 @@ class EngineCheck:
         ids = np.full((sum(counts), width), -1, dtype=np.int64)
         logs = np.zeros(ids.shape, dtype=np.float32)
         start = 0
-        for text, row, count in zip(group, rows, counts, strict=True):
-            if row and array("i", row["tokens"]) == array("i", text.tokens[: len(row["tokens"])]):
+        for row, count in zip(rows, counts, strict=True):
+            if row:
                 stop = start + len(row["ids"])
                 ids[start:stop], logs[start:stop] = row["ids"], row["logprobs"]
                 self._texts += 1
             start += count
         return ids, logs
+
+    def _row(self, text: Text) -> dict[str, Any] | None:
+        """What the engine was asked of these tokens."""
+        for row in self._known.get(text.id, ()):
+            if array("i", row["tokens"]) == array("i", text.tokens[: len(row["tokens"])]):
+                return row
+        return None
 
     def add(self, ids: Ints, engine: Floats, ours: Floats, best: Floats) -> None:
         """Rows as `asked` gives them, transformers' log-probabilities of the same ids, and its largest [positions]."""

@@ -38,14 +38,15 @@ class Call(_Strict):
 
 
 class PossibleCall(_Strict):
-    """A tool call with every acceptable value of each argument, as in BFCL; "" among them: it may be left out."""
+    """A tool call with every acceptable value of each argument, as in BFCL; "" among them: it may be left out. With no
+    value at all, as in some rows of BFCL, no call will do."""
 
     name: str = Field(min_length=1)
-    arguments: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    arguments: dict[str, list[Any]] = Field(default_factory=dict)
 
     def first(self) -> Call:
         """The call with the first acceptable value of each argument that is not left out."""
-        chosen = {key: next((v for v in values if v != ""), "") for key, values in self.arguments.items()}
+        chosen = {key: next((v for v in values if v != ""), "") for key, values in self.arguments.items() if values}
         required = {key: value for key, value in chosen.items() if "" not in self.arguments[key]}
         return Call(name=self.name, arguments={key: _first_inside(value) for key, value in required.items()})
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,8 @@ def read_part(path: Path, key: str, items: Sequence[Item]) -> Answers:
     found: Answers = {}
     if not path.is_file():
         return found
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    # Not splitlines(): an answer may hold U+2028 and other ends of lines that end none here.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             value = json.loads(line)
             if unchecked(value)["key"] == key and value["item"] in digests:
@@ -103,6 +105,23 @@ def read_part(path: Path, key: str, items: Sequence[Item]) -> Answers:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return found
+
+
+def carry_parts(earlier: Path, out: Path) -> None:
+    """Copy the parts that an interrupted evaluation left in `earlier` to `out`, each until it is written anew: an
+    attempt that fails before it comes to a task must not cost that task's answers."""
+    if earlier.resolve() == out.resolve():
+        return
+    for path in sorted(earlier.rglob("*.jsonl.part")):
+        target = out / path.relative_to(earlier)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def remove_parts(out: Path) -> None:
+    """Remove the parts under `out`, the folder of an evaluation that is done with everything."""
+    for path in list(out.rglob("*.jsonl.part")):
+        path.unlink()
 
 
 def checked(value: Mapping[str, Any]) -> dict[str, Any]:

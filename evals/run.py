@@ -17,7 +17,7 @@ from evals.engines import open_engine
 from evals.engines.base import Engine, Limits, Question
 from evals.harness.stage import ask_lm_eval
 from evals.items import Item, take
-from evals.records import PartWriter, answer_key, averaged, read_part, record, write_records
+from evals.records import PartWriter, answer_key, averaged, carry_parts, read_part, record, write_records
 from evals.scorers import Answer
 from evals.scorers.perplexity import over_all_tokens
 from evals.spec import EngineSpec, EvaluateSpec, GenerationSpec
@@ -55,14 +55,17 @@ def evaluate(
     and `out/records/<task>.jsonl`, one line an item in the items' order (`out/as_served/records/` for those of
     `as_served`, which nobody gates). The engine leaves its log in `out`. `resume_from` is the `out` of an interrupted
     run (it may be this `out`): answers that it kept under the same conditions are not asked for again. `seconds` counts
-    the asking only, not the engine's start. A `watch` may end a task or the whole evaluation early (see
-    `evals.watching`); `n` of the task's `of` items then have records, and tasks that were not begun are absent.
-    lm-eval's tasks come last, each whole (see `evals.harness.run`). `probe` may ask the server
-    whatever else is wanted of it, last of all; in process there is none to ask.
+    the asking only, not the engine's start. Parts stay beside the records, for what comes after them may fail and only
+    parts outlive that; the caller removes them when all is done (`evals.records.remove_parts`). A `watch` may end a
+    task or the whole evaluation early (see `evals.watching`); `n` of the task's `of` items then have records, and tasks
+    that were not begun are absent. lm-eval's tasks come last, each whole (see `evals.harness.run`). `probe` may ask the
+    server whatever else is wanted of it, last of all; in process there is none to ask.
 
     Raises `DataError` or `UsageError` before anything is started when a task or an item is wrong, `EngineError` when
     the engine does not start, dies or does not answer. Then no record file of the task at hand exists, only its part.
     """
+    if resume_from is not None:
+        carry_parts(resume_from, out)
     tasks = load_tasks(spec, root)
     with open_engine(engine, model=model, out=out, root=root, progress=progress) as answering:
         # Of a server that is started here the fingerprint says it; its facts have figures that differ at each start.
@@ -80,6 +83,7 @@ def evaluate(
                 seed=seed,
                 resume_from=earlier,
                 watch=look,
+                keep_part=True,
             )
 
         results: dict[str, Any] = {}
@@ -100,6 +104,7 @@ def evaluate(
                 progress=progress,
                 seed=seed,
                 resume_from=resume_from,
+                keep_parts=True,
             )
         served: dict[str, Any] = {}
         # Of a candidate that is refused already nobody needs to know how it would be served.
@@ -144,9 +149,10 @@ def run_task(
     seed: int = 0,
     resume_from: Path | None = None,
     watch: Watch | None = None,
+    keep_part: bool = False,
 ) -> tuple[dict[str, Any], Decision]:
     """Ask and score one task's items in an engine that is ready; writes its records and returns its part of the
-    summary, and whether to go on with the next task."""
+    summary, and whether to go on with the next task. With `keep_part` its part file stays beside the records."""
     folder = out / "records"
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{task.name}.jsonl.part"
@@ -206,7 +212,8 @@ def run_task(
             raise EngineError(f"task {task.name}: {len(missing)} items have no answer, first {missing[0]}")
     records = [scored(item, whole[item.id]) for item in task.items if item.id in whole]
     write_records(folder / f"{task.name}.jsonl", records)
-    part.unlink()
+    if not keep_part:
+        part.unlink()
     counted = {"seconds": round(seconds, 3), "resumed": resumed, "of": len(task.items)}
     retried = dict(sorted((Counter(engine.retried) - before).items()))
     return {**summarise(records, task.spec.slices), **counted, "retried": retried}, decision

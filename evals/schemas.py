@@ -6,26 +6,48 @@ Nothing is fetched: a `$ref` has to point into its own schema.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from evals.unicode import whole_text
 from sqtool.files import canonical_json
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is beyond what a number can be")
+    return value
+
+
 def parse_json(text: str) -> Any:
     """The value of a JSON text as the standard has it (no NaN, no Infinity); `ValueError` when it is none.
 
-    Nesting that is deeper than Python's stack is a `ValueError` too: a looping model writes such texts.
+    Nesting that is deeper than Python's stack and numbers such as 1e999, which nothing could write down again, are a
+    `ValueError` too: a looping model writes such texts. Half a surrogate pair becomes U+FFFD.
     """
     try:
-        return json.loads(text, parse_constant=_reject_constant)
+        value = json.loads(text, parse_constant=_reject_constant, parse_float=_finite)
+        return _whole(value) if _SURROGATE.search(text) else value
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return whole_text(value)
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return {whole_text(key): _whole(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def schema_problem(schema: Any) -> tuple[str, str] | None:

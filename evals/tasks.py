@@ -226,7 +226,12 @@ def load_task(name: str, root: Path, spec: EvaluateSpec) -> Task:
         raise fault(error.errors()[0]["msg"].removeprefix("Value error, "), "generation") from None
     rows = open_rows(task.items, path, root)
     shape = task.shape(_tools(task, path, root, _line_of(tree, ("tools",))))
-    items = load_items(rows, check=scorer.check, slices=task.slices, shape=shape, limit=spec.limit)
+    check = scorer.check
+    if task.items.bfcl is not None:
+        from evals.scorers.tool_calls import ToolCalls
+
+        check = scorer.check_published if isinstance(scorer, ToolCalls) else check
+    items = load_items(rows, check=check, slices=task.slices, shape=shape, limit=spec.limit)
     return Task(task, path, rows.path, tuple(items), scorer, generation)
 
 

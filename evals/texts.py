@@ -11,6 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from evals.config_diff import chat_templates
 from evals.items import Item, load_items, take
 from evals.spec import DriftSpec, EvaluateSpec
 from evals.tasks import load_tasks
@@ -130,6 +131,30 @@ def _prose(drift: DriftSpec, root: Path) -> list[Item]:
     return take(load_items(path), drift.prose_items)
 
 
+def _no_template() -> UsageError:
+    return UsageError(
+        "the model's tokenizer has no chat template, so test items cannot be rendered for drift",
+        remedy="Add a chat template to the model folder, or set `evaluate.drift: null`.",
+    )
+
+
+def _no_texts() -> UsageError:
+    return UsageError(
+        "drift has no texts: evaluate.tasks has no items, and evaluate.drift.prose no file",
+        remedy="Name prose (JSONL), or set `evaluate.drift: null`.",
+    )
+
+
+def why_none(spec: EvaluateSpec, drift: DriftSpec, model: Path, root: Path) -> UsageError | None:
+    """Why `load_texts` would give none for the checkpoint in `model`, found without loading anything."""
+    prose = drift.prose is not None and drift.prose_items > 0 and (root / drift.prose).is_file()
+    if not spec.tasks and not prose:
+        return _no_texts()
+    # A folder without a tokenizer has worse faults, which others report.
+    has_tokenizer = any((model / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return _no_template() if has_tokenizer and not chat_templates(model) else None
+
+
 def load_texts(
     spec: EvaluateSpec, drift: DriftSpec, tokenizer: Any, root: Path, answers: Path | None = None
 ) -> list[Text]:
@@ -139,24 +164,26 @@ def load_texts(
     where no tool should be called, then get the answer given there; otherwise they are compared on their prompt only.
     """
     if not tokenizer.chat_template:
-        raise UsageError(
-            "the model's tokenizer has no chat template, so test items cannot be rendered for drift",
-            remedy="Add a chat template to the model folder, or set `evaluate.drift: null`.",
-        )
+        raise _no_template()
     tasks = load_tasks(spec.model_copy(update={"limit": None}), root)
-    given: dict[str, dict[str, Any]] = {}
+    # Ids are unique within a task only.
+    given: dict[tuple[str, str], dict[str, Any]] = {}
     if answers is not None:
         for task in tasks:
             path = answers / f"{task.name}.jsonl"
-            given.update({row["id"]: row["output"] for _, row in read_jsonl(path)} if path.is_file() else {})
+            for _, row in read_jsonl(path) if path.is_file() else ():
+                given[task.name, row["id"]] = row["output"]
+    task_of = {id(item): task.name for task in tasks for item in task.items}
+
+    def rendered(item: Item) -> Text | None:
+        answer = given.get((task_of.get(id(item), ""), item.id))
+        return render(item, tokenizer, drift.max_length, {} if answer is None else {item.id: answer})
+
     items = round_robin((item for task in tasks for item in task.items), drift.items)
-    texts = [render(item, tokenizer, drift.max_length, given) for item in [*items, *_prose(drift, root)]]
+    texts = [rendered(item) for item in [*items, *_prose(drift, root)]]
     kept = [text for text in texts if text is not None]
     if not kept:
-        raise UsageError(
-            "drift has no texts: evaluate.tasks has no items, and evaluate.drift.prose no file",
-            remedy="Name prose (JSONL), or set `evaluate.drift: null`.",
-        )
+        raise _no_texts()
     return sorted(kept, key=lambda text: (-len(text.tokens), text.id))
 
 

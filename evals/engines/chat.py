@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.items import Item
+from evals.schemas import parse_json
 from evals.scorers import ToolCall
 from sqtool.errors import DataError, EngineError
 from sqtool.templates import FAILURES, check_template, limited
@@ -85,13 +86,13 @@ def hermes_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
     calls = []
     for closed, open_ended in _CALL.findall(text):
         try:
-            value = json.loads(closed or open_ended)
-            name, arguments = value["name"], value["arguments"]
-        except (ValueError, KeyError, TypeError):
+            value = parse_json(closed or open_ended)
+            name, arguments = value["name"], json.dumps(value["arguments"], ensure_ascii=False)
+        except (ValueError, KeyError, TypeError, RecursionError):
             return text, ()
         if not isinstance(name, str):
             return text, ()
-        calls.append(ToolCall(name, json.dumps(arguments, ensure_ascii=False)))
+        calls.append(ToolCall(name, arguments))
     return text[: text.find(OPENING)], tuple(calls)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evals.client import COMPLETIONS, NEUTRAL, Endpoint, each, request
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import httpx
 
 TOKENIZE = "/tokenize"
+ECHO = {"max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}
+"""What asks OpenAI's API for the log-probabilities of a prompt."""
 Tokens = list[int]
 
 
@@ -123,31 +126,29 @@ async def by_echo(
 def _echoed(
     client: httpx.AsyncClient, endpoint: Endpoint, item: Item, prompt: Tokens, ending: Tokens, limits: Limits
 ) -> Awaitable[Loglikelihood]:
-    body = {
-        "model": endpoint.model,
-        "prompt": prompt + ending,
-        "max_tokens": 0,
-        "echo": True,
-        "logprobs": 1,
-        "temperature": 0,
-    }
-
-    def parse(value: Any) -> Loglikelihood:
-        try:
-            given = value["choices"][0].get("logprobs")
-            chosen = given and given.get("token_logprobs")
-            if not chosen or len(chosen) != len(prompt) + len(ending):
-                raise EngineError(
-                    f"{endpoint.base_url} does not give the log-probabilities of a prompt ({COMPLETIONS} with echo and "
-                    "logprobs), which this task needs",
-                    remedy="Evaluate such tasks with `engine: {kind: vllm}` or `{kind: hf}`.",
-                )
-            at = slice(len(prompt), None)
-            best = [max(place.values()) for place in given["top_logprobs"][at]]
-            places = [float(place) for place in chosen[at]]
-            greedy = all(place >= top for place, top in zip(places, best, strict=True))
-            return Loglikelihood(sum(places), len(ending), greedy)
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"not a completion ({type(error).__name__}: {error})") from None
-
+    body = {"model": endpoint.model, "prompt": prompt + ending, **ECHO}
+    parse = partial(echoed, base_url=endpoint.base_url, start=len(prompt), length=len(prompt) + len(ending))
     return request(client, endpoint, COMPLETIONS, body, parse, item.id, limits)
+
+
+def echoed(value: Any, *, base_url: str, start: int, length: int) -> Loglikelihood:
+    """The log-likelihood of the tokens from `start` on, in an answer to a prompt of `length` tokens with `ECHO`.
+
+    `ValueError` for garbage, `EngineError` for a server that does not offer it.
+    """
+    try:
+        given = value["choices"][0].get("logprobs")
+        chosen = given and given.get("token_logprobs")
+        if not chosen or len(chosen) != length:
+            raise EngineError(
+                f"{base_url} does not give the log-probabilities of a prompt ({COMPLETIONS} with echo and "
+                "logprobs), which this task needs",
+                remedy="Evaluate such tasks with `engine: {kind: vllm}` or `{kind: hf}`.",
+            )
+        at = slice(start, None)
+        best = [max(place.values()) for place in given["top_logprobs"][at]]
+        places = [float(place) for place in chosen[at]]
+        greedy = all(place >= top for place, top in zip(places, best, strict=True))
+        return Loglikelihood(sum(places), length - start, greedy)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"not a completion ({type(error).__name__}: {error})") from None

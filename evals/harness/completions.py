@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from evals.client import COMPLETIONS, Endpoint, each, request
+from evals.client import COMPLETIONS, Endpoint, each, refuse_broken_off, request
 from evals.engines.base import Limits
 from evals.scorers import Answer, Loglikelihood
 
@@ -52,6 +52,7 @@ def completion(value: Any) -> Answer:
         text, reason = choice["text"], choice["finish_reason"]
         if not isinstance(text, str) or not isinstance(reason, str):
             raise TypeError("text and finish_reason must be strings")
+        refuse_broken_off(reason)
         return Answer(
             text,
             finish_reason=reason,

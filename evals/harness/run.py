@@ -38,6 +38,7 @@ def run(
     progress: Progress = SILENT,
     resume_from: Path | None = None,
     limits: Mapping[str, int] | None = None,
+    keep_parts: bool = False,
 ) -> dict[str, Any]:
     """Ask `lm` (see `evals.harness.models`) every task of `spec.lm_eval`; writes `out/records/<task>.jsonl` and returns
     the tasks' parts of the summary: what `evals.run.evaluate` gives for each task, and
@@ -48,7 +49,8 @@ def run(
 
     `key` says under which conditions answers are given. Records of a finished task that `resume_from` kept under the
     same key and with the same configuration and data are taken as they are. `limits` asks of a task only that many
-    items, the first ones: which examples a prompt has depends on those before it.
+    items, the first ones: which examples a prompt has depends on those before it. With `keep_parts` part files stay
+    beside the records.
 
     Raises what `load` raises, and `EngineError` when the engine fails; then no records of the task at hand exist.
     """
@@ -86,7 +88,7 @@ def run(
             "of": len(kept["records"]),
             "lm_eval": {"version": version(), **kept["lm_eval"]},
         }
-    for part in parts:
+    for part in () if keep_parts else parts:
         part.unlink()
     return results
 

@@ -1,4 +1,5 @@
-"""The lm-eval model that asks a running server, over vLLM's completions API.
+"""The lm-eval model that asks a running server, over the completions API: vLLM's, or what other servers have
+of it.
 
 lm-eval's own `local-completions` needs three more packages, sends one API key from the environment for everything, and
 gives no reason why an answer ended. The rules here are those of lm-eval's HFLM: its tokenization, its cuts, its stops.
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +27,7 @@ from lm_eval.models.utils import (
 
 from evals.client import Endpoint
 from evals.engines.base import Limits
+from evals.engines.http import ECHO, echoed
 from evals.harness.catalogue import SERVED_SAMPLING
 from evals.harness.completions import ask, completion, ranked
 from evals.harness.models import Ledger
@@ -135,7 +138,7 @@ class Served(TemplateLM):
                 "max_tokens": limit,
                 # vLLM ends at the end token itself, and never shows it.
                 "stop": [text for text in stops[-1] if text and text != eos],
-                **{name: options.get(name, neutral) for name, neutral in SERVED_SAMPLING.items()},
+                **self._sampling(options),
             }
             if not options["do_sample"]:
                 body["temperature"] = 0.0
@@ -149,6 +152,14 @@ class Served(TemplateLM):
             texts.append(postprocess_generated_text(answer.text, stop, None))
             self.ledger.answers.setdefault(request.doc_id, []).append(answer)
         return texts
+
+    def _sampling(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of vLLM every parameter that the checkpoint could set; of other servers, which may refuse what OpenAI's API
+        does not have, the temperature and what a task that samples names."""
+        if self.endpoint.vllm:
+            return {name: options.get(name, neutral) for name, neutral in SERVED_SAMPLING.items()}
+        named = {name: options[name] for name in SERVED_SAMPLING if name in options} if options["do_sample"] else {}
+        return {"temperature": 0.0, **named}
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         self._asking = requests
@@ -182,7 +193,8 @@ class Served(TemplateLM):
     def _likelihoods(
         self, requests: Sequence[Any], attr: str, pairs: Sequence[tuple[list[int], list[int]]]
     ) -> list[Loglikelihood]:
-        bodies, parsers = [], []
+        bodies: list[dict[str, Any]] = []
+        parsers: list[Callable[[Any], Loglikelihood]] = []
         for request, (context, continuation) in zip(requests, pairs, strict=True):
             # One place of the server's context is for the token that it must generate.
             ids = (list(context) + list(continuation))[-(self.max_length - 1) :]
@@ -192,8 +204,13 @@ class Served(TemplateLM):
                     f"a continuation of {len(continuation)} tokens cannot be scored in a context of {self.max_length}",
                 )
             self.ledger.shortened += len(ids) < len(context) + len(continuation)
-            bodies.append({"prompt": ids, "max_tokens": 1, "prompt_logprobs": 0, **SERVED_SAMPLING})
-            parsers.append(ranked(ids, list(continuation)))
+            if self.endpoint.vllm:
+                bodies.append({"prompt": ids, "max_tokens": 1, "prompt_logprobs": 0, **SERVED_SAMPLING})
+                parsers.append(ranked(ids, list(continuation)))
+            else:
+                bodies.append({"prompt": ids, **ECHO})
+                start = len(ids) - len(continuation)
+                parsers.append(partial(echoed, base_url=self.endpoint.base_url, start=start, length=len(ids)))
         return self._ask(requests, attr, bodies, parsers)
 
     def _ask(

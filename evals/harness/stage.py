@@ -30,6 +30,7 @@ def ask_lm_eval(
     resume_from: Path | None = None,
     limits: Mapping[str, int] | None = None,
     shuffled: bool = False,
+    keep_parts: bool = False,
 ) -> dict[str, Any]:
     """What `evals.harness.run.run` gives, with an engine that is ready and has the checkpoint in `model`; {} where the
     recipe names no lm-eval task."""
@@ -38,7 +39,17 @@ def ask_lm_eval(
     from evals.harness.run import run
 
     def ask(lm: Any) -> dict[str, Any]:
-        return run(spec, lm, root=root, out=out, key=key, progress=progress, resume_from=resume_from, limits=limits)
+        return run(
+            spec,
+            lm,
+            root=root,
+            out=out,
+            key=key,
+            progress=progress,
+            resume_from=resume_from,
+            limits=limits,
+            keep_parts=keep_parts,
+        )
 
     if engine.endpoint is None:
         from evals.harness.in_process import InProcess

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from evals.items import Item
+from evals.unicode import whole_text
 from sqtool.errors import UsageError, did_you_mean
 
 SCORERS = {
@@ -34,6 +35,10 @@ class ToolCall:
 
     name: str
     arguments: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", whole_text(self.name))
+        object.__setattr__(self, "arguments", whole_text(self.arguments))
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,10 @@ class Answer:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     loglikelihoods: tuple[Loglikelihood, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", whole_text(self.text))
+        object.__setattr__(self, "finish_reason", whole_text(self.finish_reason))
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ def bfcl_faults(acceptable: Mapping[str, Sequence[Any]], got: Arguments, schema:
 
 
 def _bfcl_wrong(value: Any, answers: Sequence[Any], schema: Mapping[str, Any]) -> Literal["type", "value"] | None:
+    if not answers:
+        return "value"
     given = [answer for answer in answers if answer != ""] or list(answers)
     answered = json_type(given[0])
     declared = schema.get("type")

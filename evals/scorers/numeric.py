@@ -48,8 +48,10 @@ class Numeric(Generating):
         """Every number in a text, in order."""
         mark, point = re.escape(self.thousands), re.escape(self.decimal)
         grouped = rf"\d{{1,3}}(?:{mark}\d{{3}})+(?!\d)|" if self.thousands else ""
-        # A sign directly behind a letter or digit is a hyphen or a minus between two numbers.
-        pattern = rf"(?:(?<!\w)[-+\u2212])?(?:(?:{grouped}\d+)(?:{point}\d+)?|(?<!\d){point}\d+)(?:[eE][-+]?\d+)?"
+        # A sign directly behind a letter or digit is a hyphen or a minus between two numbers. A decimal mark there,
+        # or behind another one, belongs to the text ("Rs.72", "is...72").
+        bare = rf"(?<!(?u:[\w{point}])){point}\d+"
+        pattern = rf"(?:(?<!\w)[-+\u2212])?(?:(?:{grouped}\d+)(?:{point}\d+)?|{bare})(?:[eE][-+]?\d+)?"
         for found in re.finditer(pattern, text, re.ASCII):
             digits = found.group().replace("\u2212", "-")
             if self.thousands:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.spec import EvaluateSpec
 from sqtool.spec import Spec
-from sqtool.stages import measuring
+from sqtool.stages import drifting, measuring
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.measuring import counted_of, engine_preflight, evaluation_estimate
 from sqtool.stages.sections import engine_section
@@ -24,7 +25,10 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
     """Evaluate the baseline into `out`, then keep its states for drift in `out/states`."""
     from evals.drift import baseline_states, texts_of
     from evals.engine_check import probe
+    from evals.records import remove_parts
     from evals.run import evaluate
+
+    spec = drifting.possible(spec, inputs)
 
     @cache
     def texts() -> list[Text]:
@@ -47,6 +51,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
         states.mkdir()
         kept = baseline_states(spec, model=inputs.model, texts=texts(), out=states, progress=inputs.progress)
         summary = {**summary, "states": kept}
+    remove_parts(out)
     return StageResult(summary)
 
 
@@ -64,4 +69,5 @@ def fingerprint(spec: EvaluateSpec, inputs: Inputs) -> dict[str, Any]:
 
 def preflight(spec: EvaluateSpec, inputs: Inputs) -> Estimate:
     engine_preflight(inputs)
-    return evaluation_estimate(spec, inputs)
+    estimate = evaluation_estimate(drifting.possible(spec, inputs), inputs)
+    return replace(estimate, warnings=(*estimate.warnings, *drifting.left_out(spec, inputs)))

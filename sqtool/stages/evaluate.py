@@ -10,7 +10,7 @@ from sqtool.errors import UsageError
 from sqtool.files import digest_folder
 from sqtool.gate.spec import GateSpec
 from sqtool.spec import Spec
-from sqtool.stages import measuring
+from sqtool.stages import drifting, measuring
 from sqtool.stages.baseline import RECORDS, STATES
 from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.measuring import counted_of, engine_preflight, evaluation_estimate
@@ -23,10 +23,12 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
     from evals.drift import drift, kept_texts
     from evals.engine_check import probe
     from evals.flips import compare_records, encoder
+    from evals.records import remove_parts
     from evals.run import evaluate
     from sqtool.gate.stopping import Watch
 
     assert inputs.candidate is not None
+    spec = drifting.possible(spec, inputs)
     digest = digest_folder(inputs.candidate)
     differ = [found.to_json() for found in differences(inputs.model, inputs.candidate)]
     for found in differ:
@@ -64,6 +66,7 @@ def run(spec: EvaluateSpec, inputs: Inputs, out: Path) -> StageResult:
             progress=inputs.progress,
             engine={"baseline": before, "candidate": out},
         )
+    remove_parts(out)
     return StageResult(summary)
 
 
@@ -72,6 +75,8 @@ def _sampled(spec: EvaluateSpec, root: Path) -> set[str]:
     from evals.tasks import find_task, read_task
 
     tasks = [read_task(find_task(name, root)) for name in spec.tasks]
+    if spec.generation.as_served:  # what a server then does is its own business, and vLLM samples
+        return {task.task for task in tasks}
     default = spec.generation.temperature
     own = {task.task: task.generation.temperature for task in tasks}
     return {name for name, value in own.items() if (default if value is None else value) > 0}
@@ -113,4 +118,4 @@ def preflight(spec: EvaluateSpec, inputs: Inputs) -> Estimate:
             "candidate_model: ...}`.",
         )
     engine_preflight(inputs, "candidate")
-    return evaluation_estimate(spec, inputs)
+    return evaluation_estimate(drifting.possible(spec, inputs), inputs)

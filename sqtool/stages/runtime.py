@@ -15,8 +15,11 @@ from sqtool.stages.sections import engine_section
 
 
 def runtime_of(inputs: Inputs) -> Runtime | None:
-    """The recipe's engine and this machine's device; None without a vLLM environment."""
+    """The recipe's engine and this machine's device; None without a vLLM environment, and for another kind of engine:
+    a vLLM that lies here says nothing about what that one runs."""
     engine = engine_section(inputs)
+    if engine.kind != "vllm":
+        return None
     try:
         env = locate(resolve_env(engine, inputs.root))
     except EngineError:

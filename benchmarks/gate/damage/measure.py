@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.gate.damage.damages import BASELINE, VARIANTS, Variant, checkpoint
 from benchmarks.gate.damage.population import DAMAGE, ROOT, TASKS, task_file
+from evals.records import remove_parts
 from evals.run import evaluate
 from evals.spec import EngineSpec, EvaluateSpec, GenerationSpec
 from sqtool.errors import SqtoolError
@@ -45,6 +46,7 @@ def measure(name: str, variant: Variant, out: Path, limit: int | None) -> dict[s
     try:
         model = checkpoint(name)
         summary = evaluate(spec, engine, model=model, root=ROOT, out=out, resume_from=out)
+        remove_parts(out)
     except SqtoolError as error:
         return {"status": "not_runnable", "reason": error.message, "seconds": round(time.monotonic() - start, 1)}
     return {

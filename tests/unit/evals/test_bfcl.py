@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from evals.items import Item
+from evals.scorers import Answer
 from evals.spec import EvaluateSpec
 from evals.tasks import Task, load_task, task_files
 from evals.texts import _answer
@@ -186,3 +187,23 @@ def test_wrong_answer_files(load: Callable[..., Task]) -> None:
 def test_irrelevance_alone_needs_no_answers(load: Callable[..., Task]) -> None:
     task = load([ROWS[4]], task=TASK.replace(", answers: possible_answer/answers.json", ""))
     assert [item.expected.calls for item in task.items if item.expected] == [()]
+
+
+def test_rows_that_nothing_can_match_load_and_score_zero(load: Callable[..., Task]) -> None:
+    rows = [
+        question("live_simple_1-0-0", "Area?", AREA),
+        question("live_multiple_2-0-0", "Area?", AREA, ROUTE),
+        question("live_irrelevance_3-0-0", "What time is it?"),
+    ]
+    answers = [
+        {"id": "live_simple_1-0-0", "ground_truth": [{"geometry.area": {"base": [1], "height": [2]}}]},
+        {"id": "live_multiple_2-0-0", "ground_truth": [{"geometry.area": {"base": [], "unit": ["", "cm"]}}]},
+    ]
+    unknown, none, irrelevance = load(rows, answers).items
+    task = load(rows, answers)
+    for item in (unknown, none):
+        for arguments in ({"base": 1}, {"base": 1, "height": 2}, {}):
+            assert task.scorer.score(item, called(("geometry_area", arguments))).scores["call_match"] == 0.0
+    assert irrelevance.tools == ()
+    assert task.scorer.score(irrelevance, Answer("Noon.")).scores["call_match"] == 1.0
+    assert _answer(none, {})["tool_calls"][0]["function"]["arguments"] == {}  # type: ignore[index]

@@ -15,7 +15,7 @@ from evals import client
 from evals.client import NEUTRAL, Endpoint, ask_all, parse_answer, payload
 from evals.engines.base import Limits, Question
 from evals.items import Item
-from evals.scorers import Answer
+from evals.scorers import Answer, ToolCall
 from evals.spec import GenerationSpec
 from sqtool.errors import DataError, EngineError
 from tests.unit.evals.builders import text_row, tool_item
@@ -272,8 +272,23 @@ def test_retries_are_counted_by_their_reason(scripted: Callable[..., Scripted]) 
         {"choices": [{"message": {"content": 3}, "finish_reason": "stop"}]},
         {"choices": [{"message": {"content": "a"}, "finish_reason": None}]},
         {"choices": [{"message": {"tool_calls": [{"function": {}}]}, "finish_reason": "stop"}]},
+        {"choices": [{"message": {"tool_calls": [{"function": {"name": "", "arguments": [1]}}]}, "finish_reason": ""}]},
+        {"choices": [{"message": {"content": "a"}, "finish_reason": "abort"}]},
+        {"choices": [{"message": {"content": "a"}, "finish_reason": "error"}]},
     ],
 )
 def test_garbage_is_no_answer(bad: Any) -> None:
     with pytest.raises(ValueError, match="not a chat completion"):
         parse_answer(bad)
+
+
+def test_arguments_that_come_as_an_object_are_read() -> None:
+    call = {"function": {"name": "f", "arguments": {"city": "Zürich"}}}
+    value = {"choices": [{"message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]}
+    assert parse_answer(value).tool_calls == (ToolCall("f", '{"city": "Zürich"}'),)
+
+
+def test_half_a_surrogate_pair_can_be_written_down() -> None:
+    value = json.loads(r'{"choices": [{"message": {"content": "a\ud83d"}, "finish_reason": "stop"}]}')
+    assert parse_answer(value).text == "a\ufffd"
+    assert ToolCall("\udc00", "\ud83d\ude00") == ToolCall("\ufffd", "\U0001f600")

@@ -331,3 +331,22 @@ def test_batches_respect_the_bound() -> None:
     groups = batches(texts, 64)
     assert [[len(t.tokens) for t in group] for group in groups] == [[50], [30, 30], [10, 9, 2]]
     assert [len(group) for group in batches(texts, 1)] == [1] * 6
+
+
+def test_an_answer_of_another_task_is_not_taken(project: Path, base: Path, write_jsonl: Callable[..., Path]) -> None:
+    """Ids are unique within a task only."""
+    for name in ("one", "two"):
+        write_jsonl(f"data/{name}.jsonl", [tool_row([], id="t")])
+        (project / f"evals/tasks/{name}.yaml").write_text(
+            f"task: {name}\nitems: data/{name}.jsonl\nscorer: tool_calls\n"
+        )
+    answers = project / "records"
+    answers.mkdir()
+    for name, text in (("one", "yes"), ("two", "no, " * 20)):
+        (answers / f"{name}.jsonl").write_text(json.dumps({"id": "t", "output": {"text": text}}) + "\n")
+    spec = EvaluateSpec(tasks=("one", "two"), drift=DriftSpec(prose=None))
+    first, second = texts_of(spec, base, project, answers)
+    assert len(first.tokens) > len(second.tokens)
+    (answers / "two.jsonl").unlink()
+    lengths = {len(text.tokens) - text.answer_start for text in texts_of(spec, base, project, answers)}
+    assert 0 in lengths, "the one without an answer ends with its prompt"

@@ -114,7 +114,7 @@ def test_only_the_first_tokens_of_some_texts_are_asked(serve: Callable[[Any], En
     ids, logs = found
     assert ids.shape == logs.shape == (20, 4)
     assert np.flatnonzero(ids[:, 0] >= 0).tolist() == [0, 1, 2, 10, 11, 12], "three positions of t0 and of t2"
-    assert check.asked([Text("t0", "k", [7] * 6, 1)]) is not None
+    assert check.asked([Text("t0", "k", [7] * 6, 1)]) is None, "other tokens"
     assert EngineCheck(tmp_path / "none").problem.startswith("the engine was not asked")
     assert probe(EvaluateSpec(drift=None), lambda: texts, tmp_path) is None
     assert probe(EvaluateSpec(drift=DriftSpec(check=None)), lambda: texts, tmp_path) is None
@@ -188,3 +188,11 @@ def test_drift_says_whether_it_is_comparable(wrong: str, tmp_path: Path, write_j
     plain = drift(spec, baseline=folders["baseline"], candidate=folders["candidate"], states=states, out=tmp_path)
     assert "check" not in plain
     assert plain["all"] == found["all"], "the check changes no figure"
+
+
+def test_items_of_two_tasks_may_have_one_id(tmp_path: Path) -> None:
+    rows = [{"id": "1", "tokens": [n] * 3, "ids": [[n, 5]] * 2, "logprobs": [[-n, 0]] * 2} for n in (1, 2)]
+    (tmp_path / FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = EngineCheck(tmp_path / FILE).asked([Text("1", "k", [2] * 3, 1), Text("1", "k", [1] * 3, 1)])
+    assert found is not None
+    assert found[1][:, 0].tolist() == [-2, -2, -1, -1]

@@ -12,7 +12,7 @@ import pytest
 from evals import client
 from evals.engines.base import Question
 from evals.engines.openai import look
-from evals.records import PartWriter, answer_key, averaged, read_part, said
+from evals.records import PartWriter, answer_key, averaged, read_part, remove_parts, said
 from evals.run import evaluate, means
 from evals.server import VllmServer
 from evals.spec import EngineSpec, EvaluateSpec, GenerationSpec
@@ -98,6 +98,8 @@ def test_records_and_summary(project: Path, fake_model: Path, fake_env: Path) ->
     abstained = _records(project, "tools")[2]
     assert "schema_valid" not in abstained["scores"]
     assert abstained["output"]["tool_calls"] == [{"name": "weather", "arguments": '{"city": "Rome"}'}]
+    assert sorted(p.name for p in (project / "out").rglob("*.part")) == ["texts.jsonl.part", "tools.jsonl.part"]
+    remove_parts(project / "out")
     assert not list((project / "out").rglob("*.part"))
 
 
@@ -173,6 +175,43 @@ def test_answers_of_a_server_that_says_something_else_are_not_reused(
         monkeypatch.setattr("evals.engines.openai.look", lambda spec: {**look(spec), "version": version})
         summary = _run(project, fake_env, tasks=("texts",), engine=engine, resume_from=project / "out")
     assert summary["tasks"]["texts"]["resumed"] == (6 if version == "9.9.9" else 0)
+
+
+def test_what_fails_behind_the_answers_costs_none_of_them(
+    project: Path, fake_model: Path, fake_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(project, fake_env, spec={"as_served": {"items": 3}})  # and then, say, drift fails
+    bodies = project / "bodies.jsonl"
+    monkeypatch.setenv("FAKE_VLLM_BODIES", str(bodies))
+    for path in (project / "out").rglob("*.jsonl"):
+        path.unlink()  # as the pipeline does it
+    summary = _run(project, fake_env, "out2", spec={"as_served": {"items": 3}}, resume_from=project / "out")
+    assert [summary["tasks"][name]["resumed"] for name in ("texts", "tools")] == [6, 3]
+    assert not bodies.exists()
+
+
+def test_a_second_failure_costs_no_answers_either(
+    project: Path, fake_model: Path, fake_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setenv("FAKE_VLLM", "die_after:8")
+    with pytest.raises(EngineError):
+        _run(project, fake_env, spec={"concurrency": 1})  # in the second task
+    with pytest.raises(EngineError):  # before any task
+        _run(project, project / "no-such-env", "out2", resume_from=project / "out")
+    monkeypatch.setenv("FAKE_VLLM", "ok")
+    summary = _run(project, fake_env, "out3", resume_from=project / "out2")
+    assert [summary["tasks"][name]["resumed"] for name in ("texts", "tools")] == [6, 2]
+
+
+def test_ends_of_lines_inside_of_an_answer_end_no_line(tmp_path: Path) -> None:
+    from evals.items import Item
+    from evals.scorers import Answer
+
+    item, answer = Item.model_validate(text_row(1, "a")), Answer("a\u2028b\u2029c\x85d\x0be")
+    with PartWriter(tmp_path / "p.part", "key") as writer:
+        writer.append(Question(item), answer)
+    assert read_part(tmp_path / "p.part", "key", [item]) == {("i1", 0): answer}
 
 
 def test_answers_under_other_conditions_are_not_reused(fake_model: Path, tmp_path: Path) -> None:

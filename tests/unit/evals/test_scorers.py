@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from evals.items import Item
 from evals.schemas import parse_json
-from evals.scorers import SCORERS, Answer, Fault, make_scorer
+from evals.scorers import SCORERS, Answer, Fault, ToolCall, make_scorer
 from evals.scorers.arguments import json_equal
 from evals.scorers.exact_match import normalise
 from sqtool.errors import UsageError
@@ -268,3 +268,30 @@ def test_the_answer_is_right_exactly_when_it_has_no_failure(
             assert right == (score.failure is None)
             assert all(value in (0.0, 1.0) for value in score.scores.values())
             assert set(score.scores) == set(CALLS.applies(item)), "what is scored depends on the item alone"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"city":1e999}',
+        r'{"\ud83d":"\udc00"}',
+        *('{"city":' + "[" * deep + "]" * deep + "}" for deep in (300, 900, 960, 990, 1000, 100_000)),
+    ],
+    ids=["infinite", "surrogates", "300", "900", "960", "990", "1000", "100000"],
+)
+@pytest.mark.parametrize("way", ["parsed", "left in the text", "hermes"])
+def test_no_arguments_stop_the_scoring(arguments: str, way: str) -> None:
+    from evals.engines.chat import hermes_calls
+    from evals.records import record
+    from sqtool.files import canonical_json
+
+    text = f'<tool_call>{{"name": "weather", "arguments": {arguments}}}</tool_call>'
+    content, calls = (text, ()) if way == "left in the text" else hermes_calls(text)
+    if way == "parsed":
+        content, calls = "", (ToolCall("weather", arguments),)
+    item = tool_item(ROME)
+    answer = Answer(content, calls, "tool_calls" if calls else "stop")
+    for options in ({}, {"compare": "bfcl", "parser": "text"}):
+        score = make_scorer("tool_calls", options).score(item, answer)
+        assert score.scores["call_match"] == 0.0
+        canonical_json(record("t", item, answer, score, 256)).encode()

@@ -294,3 +294,21 @@ def test_what_a_scorer_lacks_is_named() -> None:
         "expected.json_schema",
         "missing, and the scorer json_schema has no option `json_schema`",
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("Rs.72", "72"),
+        ("is...72", "72"),
+        ("руб.72", "72"),
+        ("is .5", "0.5"),
+        ("-.5", "-0.5"),
+        ("(.5)", "0.5"),
+        ("1.5", "1.5"),
+    ],
+)
+def test_a_mark_behind_a_letter_or_another_mark_is_no_decimal_one(text: str, number: str) -> None:
+    assert list(Numeric().numbers(text)) == [Decimal(number)]
+    swapped = Numeric(thousands=".", decimal=",")
+    assert list(swapped.numbers(text.replace(".", ","))) == [Decimal(number)]

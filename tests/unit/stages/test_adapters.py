@@ -203,3 +203,24 @@ def test_evaluation_data_are_the_task_files_and_their_items(inputs: Inputs, tmp_
 def test_fingerprint_never_raises(inputs: Inputs, tmp_path: Path) -> None:
     nowhere = Inputs(**{**vars(inputs), "sections": {"engine": EngineSpec(env=str(tmp_path / "none"))}})
     assert baseline.fingerprint(EvaluateSpec(), nowhere) == {"vllm": "absent"}
+
+
+@pytest.mark.parametrize("kind", [{"kind": "hf"}, {"kind": "openai", "base_url": "http://a", "model": "m"}])
+def test_a_vllm_that_lies_here_says_nothing_about_another_engine(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: dict[str, str]
+) -> None:
+    from evals.engine_env import VllmEnv
+    from sqtool.stages import runtime
+
+    here = VllmEnv(tmp_path, tmp_path / "vllm", "cpu", "0.32.0+cpu")
+    monkeypatch.setattr(runtime, "locate", lambda _: here)
+    for engine, known in ((EngineSpec(), True), (EngineSpec.model_validate(kind), False)):
+        at = Inputs(**{**vars(inputs), "sections": {"engine": engine}})
+        assert (runtime.runtime_of(at) is not None) == known
+
+
+def test_answers_as_served_are_sampled(inputs: Inputs, tmp_path: Path) -> None:
+    task_of(tmp_path)
+    spec = EvaluateSpec.model_validate({"tasks": ["t"], "generation": "as_served"})
+    assert evaluate._sampled(spec, tmp_path) == {"t"}
+    assert evaluate._sampled(EvaluateSpec(tasks=("t",)), tmp_path) == set()

@@ -13,7 +13,7 @@ from sqtool.errors import DataError, UsageError
 from sqtool.gate.spec import GateSpec
 from sqtool.pipeline.job import _located
 from sqtool.recipe import load_recipe
-from sqtool.stages import baseline, gate
+from sqtool.stages import baseline, drifting, gate
 from sqtool.stages.contract import Inputs
 from sqtool.stages.measuring import evaluation_estimate, item_facts
 
@@ -135,3 +135,26 @@ def test_a_recipe_names_a_folder_beside_it(tmp_path: Path) -> None:
 def test_what_a_recipe_may_not_say(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EvaluateSpec.model_validate(change)
+
+
+@pytest.mark.parametrize("lack", ["texts", "template"])
+def test_drift_with_nothing_to_compare_is_noticed_before_anything_is_asked(
+    root: Path, monkeypatch: pytest.MonkeyPatch, lack: str
+) -> None:
+    monkeypatch.setattr("sqtool.stages.baseline.engine_preflight", lambda *_: None)
+    values: dict[str, Any] = {"tasks": [], "lm_eval": {"tasks": ["lookups"], "include_path": TASKS}}
+    if lack == "template":
+        (root / "artifacts/reference/data/test").mkdir(parents=True)
+        (root / "artifacts/reference/data/test/prose.jsonl").touch()
+        (root / "model/tokenizer_config.json").write_text("{}")
+    told = {"texts": "drift has no texts", "template": "has no chat template"}[lack]
+    given = EvaluateSpec.model_validate(values)
+    (warning,) = baseline.preflight(given, inputs(root, given)).warnings
+    assert told in warning
+    assert drifting.possible(given, inputs(root, given)).drift is None
+    asked_for = EvaluateSpec.model_validate({**values, "drift": {}})
+    with pytest.raises(UsageError, match=told):
+        baseline.preflight(asked_for, inputs(root, asked_for))
+    if lack == "template":
+        (root / "model/chat_template.jinja").write_text("{{ messages }}")
+        assert baseline.preflight(given, inputs(root, given)).warnings == ()

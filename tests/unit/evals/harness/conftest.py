@@ -69,7 +69,7 @@ class Completions:
             request_queue_size = 128
 
         self.server = Server(("127.0.0.1", 0), Handler)
-        self.endpoint = Endpoint(f"http://127.0.0.1:{self.server.server_address[1]}", "secret", "model")
+        self.endpoint = Endpoint(f"http://127.0.0.1:{self.server.server_address[1]}", "secret", "model", vllm=True)
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +84,14 @@ class Completions:
                 for token, row in zip(prompt[1:], logits[:-1], strict=True)
             ]
             said = 1
+        elif body.get("echo"):
+            logits = self.network(torch.tensor([prompt])).logits[0].double().log_softmax(-1)
+            rows = list(zip(prompt[1:], logits[:-1], strict=True))
+            choice["logprobs"] = {
+                "token_logprobs": [None, *(float(row[token]) for token, row in rows)],
+                "top_logprobs": [None, *({"best": float(row.max()), "own": float(row[token])} for token, row in rows)],
+            }
+            said = 0
         else:
             assert body["temperature"] == 0.0
             ids: list[int] = []

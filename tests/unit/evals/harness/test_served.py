@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ def rows(out: Path, task: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "records" / f"{task}.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("template", [False, True])
+@pytest.mark.parametrize(("template", "vllm"), [(False, True), (True, True), (True, False)])
 def test_it_agrees_with_the_transformers_model(
-    tiny: Path, completions: Completions, tmp_path: Path, template: bool
+    tiny: Path, completions: Completions, tmp_path: Path, template: bool, vllm: bool
 ) -> None:
+    completions.endpoint = replace(completions.endpoint, vllm=vllm)
     asked = spec("lookups", "lookup_prose", limit=6, apply_chat_template=template, num_fewshot=1)
     there, here = tmp_path / "there", tmp_path / "here"
     results = [
@@ -79,6 +81,17 @@ def test_requests_name_everything_that_a_checkpoint_could_change(
         "repetition_penalty": 1.0,
     }
     assert all(isinstance(token, int) for token in body["prompt"])
+
+
+def test_other_servers_get_no_parameters_of_vllm(tiny: Path, completions: Completions, tmp_path: Path) -> None:
+    completions.endpoint = replace(completions.endpoint, vllm=False)
+    run(spec("lookup_text", "lookup_choice", limit=2), served(tiny, completions), root=ROOT, out=tmp_path, key="k")
+    generated = {"model", "prompt", "max_tokens", "stop", "temperature"}
+    likely = {"model", "prompt", "max_tokens", "echo", "logprobs", "temperature"}
+    assert {frozenset(body) for body in completions.bodies} == {frozenset(generated), frozenset(likely)}
+    completions.faults += [(200, {"choices": [{"text": "", "logprobs": None}]})] * 8
+    with pytest.raises(EngineError, match="does not give the log-probabilities of a prompt"):
+        run(spec("lookup_choice", limit=2), served(tiny, completions), root=ROOT, out=tmp_path, key="k")
 
 
 def test_the_control_asks_in_another_order(tiny: Path, completions: Completions, tmp_path: Path) -> None:
