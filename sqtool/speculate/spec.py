@@ -310,6 +310,11 @@ class SpeculateSpec(Spec):
                 )
         return self
 
+    @property
+    def measuring(self) -> SpeculateSpec:
+        """The section without what is judged behind the measuring: other rules need no other figures."""
+        return self.model_copy(update={"gate": "report", "rules": RulesSpec()})
+
     def elsewhere(self, arm: str) -> ArmSpec | None:
         """Where an arm is served that sqtool does not start; the control is the baseline once more."""
         found = self.arms.get("baseline" if arm == CONTROL else arm)

@@ -89,8 +89,8 @@ def counted(section: Spec) -> Spec:
     """Of the evaluation only what the speculating arms are asked: its drift and its controls are others' work."""
     if isinstance(section, EvaluateSpec):
         return section.model_copy(update={"drift": None, "control": None, "as_served": None})
-    if isinstance(section, SpeculateSpec):  # what a verdict against speculation means is the next stage's business
-        return section.model_copy(update={"gate": "report"})
+    if isinstance(section, SpeculateSpec):
+        return section.measuring
     return section
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from sqtool.errors import DataError, RegressedError, UsageError
 from sqtool.gate.spec import GateSpec
-from sqtool.speculate.spec import SpeculateSpec
+from sqtool.speculate.spec import RulesSpec, SpeculateSpec
 from sqtool.stages import approve
 from sqtool.stages.speculation import SPECULATION_VERDICT, Sides, judge_speculation
 from tests.unit.advise.reports import gate, report
@@ -142,28 +142,52 @@ def test_other_conditions_are_not_approved(tmp_path: Path, sides: Sides) -> None
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("measure", "gain", "rules", "said"),
     [
         (
-            {"rule": "max_p99_ratio", "load": "c16", "value": 1.31, "limit": 1.1, "ci": [1.2, 1.4], "ok": False},
-            "speculate.rules.max_p99_ratio at c16 is not kept: 1.31 [1.2, 1.4], the limit is 1.1",
+            "e2e_p99",
+            {"gain": 0.8, "ci": [0.75, 0.85]},
+            {"max_p99_ratio": 1.1},
+            "speculate.rules.max_p99_ratio at c16 is not kept: 1.25 [1.18, 1.33], the limit is 1.1",
         ),
         (
-            {"rule": "max_p99_ratio", "load": "c16", "value": 1.05, "limit": 1.1, "ci": [0.9, 1.4], "ok": False},
-            "speculate.rules.max_p99_ratio at c16 is not shown to be kept: 1.05 [0.9, 1.4], the limit is 1.1",
+            "e2e_p99",
+            {"gain": 1.0, "ci": [0.8, 1.25]},
+            {"max_p99_ratio": 1.1},
+            "speculate.rules.max_p99_ratio at c16 is not shown to be kept: 1 [0.8, 1.25], the limit is 1.1",
         ),
         (
-            {"rule": "max_cost_ratio", "value": None, "limit": 1.0, "ci": None, "ok": False, "reason": "none scored"},
-            "speculate.rules.max_cost_ratio is not shown to be kept: none scored",
+            "e2e_p99",
+            {"gain": 1.0, "ci": None},
+            {"max_p99_ratio": 1.1},
+            (
+                "speculate.rules.max_p99_ratio at c16 is not shown to be kept: 1, the limit is 1.1: an interval of p99 "
+                "needs 368 distinct requests"
+            ),
+        ),
+        (
+            "cost_per_accepted_answer",
+            None,
+            {"max_cost_ratio": 1.0},
+            "speculate.rules.max_cost_ratio at c16 is not shown to be kept: the measure is missing; `missing` says why",
         ),
     ],
 )
-def test_the_recipes_rules_count(tmp_path: Path, sides: Sides, rule: dict[str, Any], said: str) -> None:
+def test_the_recipes_rules_count(
+    tmp_path: Path, sides: Sides, measure: str, gain: dict[str, Any] | None, rules: dict[str, float], said: str
+) -> None:
     folder = stage(tmp_path, {"speculative": 0, "both": 4})
-    kept = {"rule": "max_acceptance_drop", "value": 0.03, "limit": 0.1, "ci": [0.01, 0.05], "ok": True}
-    result = judge_speculation(folder, {**report(), "rules": [kept, rule]}, GATE, sides)
+    value = report()
+    over = {} if gain is None else {"both": {"against": "quantized", **gain}}
+    value["interaction"]["c16"][measure] = {"over_plain": over}
+    limits = RulesSpec.model_validate({"max_acceptance_drop": 0.1, **rules})
+    result = judge_speculation(folder, value, GATE, sides, rules=limits)
     assert result["reasons"] == [said]
+    assert [(rule["rule"], rule["ok"]) for rule in result["rules"]] == [
+        ("max_acceptance_drop", True), (*rules, False)
+    ]  # fmt: skip
     assert not any(load["deploy"] in ("both", "speculative") for load in result["advice"]["loads"])
+    assert judge_speculation(folder, value, GATE, sides)["approved"], "without rules"
 
 
 def test_a_bad_record_and_another_schema_are_named(tmp_path: Path, sides: Sides) -> None:
