@@ -20,7 +20,7 @@ from sqtool.errors import DataError
 from sqtool.files import write_json
 from sqtool.gate.records import task_files
 from sqtool.gate.spec import GateSpec
-from sqtool.speculate.rules import EXCEEDED, judge
+from sqtool.speculate.rules import EXCEEDED, NOT_SHOWN, judge
 from sqtool.stages.gate import deciding
 
 if TYPE_CHECKING:
@@ -235,4 +235,7 @@ def _broken(rule: Mapping[str, Any]) -> str:
     ends, limit = rule["judged_on"], f"the limit is {rule['limit']:.3g}"
     if ends is None:
         return f"{said}: {rule['value']:.3g}, {limit}: {rule['reason']}"
-    return f"{said}: {rule['value']:.3g} [{ends[0]:.3g}, {ends[1]:.3g}], {limit}"
+    said = f"{said}: {rule['value']:.3g} [{ends[0]:.3g}, {ends[1]:.3g}], {limit}"
+    # An interval on one side of the limit does not say itself why it shows nothing.
+    aside = rule["status"] == NOT_SHOWN and not ends[0] <= rule["limit"] < ends[1]
+    return f"{said}: {rule['reason']}" if aside else said

@@ -190,6 +190,20 @@ def test_the_recipes_rules_count(
     assert judge_speculation(folder, value, GATE, sides)["approved"], "without rules"
 
 
+def test_a_p99_of_which_the_slowest_timed_out_is_not_kept(tmp_path: Path, sides: Sides) -> None:
+    value = report()
+    faster = {"against": "quantized", "gain": 2.0, "ci": [1.6, 2.5]}
+    value["interaction"]["c16"]["e2e_p99"] = {"over_plain": {"both": faster}}
+    value["arms"]["both"]["loads"]["c16"] |= {"requests": 400, "failures": {"count": 25, "examples": []}}
+    folder = stage(tmp_path, {"speculative": 0, "both": 4})
+    result = judge_speculation(folder, value, GATE, sides, rules=RulesSpec(max_p99_ratio=1.1))
+    (reason,) = result["reasons"]
+    assert reason == (
+        "speculate.rules.max_p99_ratio at c16 is not shown to be kept: 0.5 [0.4, 0.625], the limit is 1.1: 25 of 400 "
+        "requests failed"
+    )
+
+
 def test_a_bad_record_and_another_schema_are_named(tmp_path: Path, sides: Sides) -> None:
     folder = stage(tmp_path, {"speculative": 0, "both": 0})
     path = folder / "arms/both/quality/records/recall.jsonl"
