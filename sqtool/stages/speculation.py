@@ -133,7 +133,9 @@ def _judge_arm(
     # Complete or an error: the arms' answers never end early.
     rules = spec.model_copy(update={"metrics": metrics, "early_stop": "off"})
     judged = _judged(rules, sides, target, answered, some_items, ended_early)
-    reasons = [f"{judged.outcome} against {target}: {line}" for line in deciding(judged)] if not judged.accepted else []
+    reasons = []
+    if judged.outcome != "PASS":  # `inconclusive: allow` is for the candidate, which is served without speculation then
+        reasons = [f"{judged.outcome} against {target}: {line}" for line in deciding(judged)]
     reasons += _apart(sides.engines.get(target), engine, target)
     if left_out:
         reasons.append(f"not answered, so not judged: {', '.join(left_out)}")

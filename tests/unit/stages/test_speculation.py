@@ -18,13 +18,20 @@ from tests.unit.advise.reports import gate, report
 
 ITEMS = 400
 GATE = GateSpec.model_validate({"metrics": {"recall.exact_match": 0.02}})
+ALLOW = GATE.model_copy(update={"inconclusive": "allow"})
 ENGINE = {"engine": "vllm", "version": "0.32.0", "device_class": "cpu", "dtype": "bf16", "kv_cache_dtype": "auto"}
 
 
 def records(folder: Path, wrong: int = 0, *, items: Collection[int] = range(ITEMS), task: str = "recall") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
-        {"task": task, "id": f"{task}-{n:04d}", "kind": "k", "scores": {"exact_match": float(n >= wrong)}}
+        {
+            "task": task,
+            "id": f"{task}-{n:04d}",
+            "kind": "k",
+            "scores": {"exact_match": float(n >= wrong)},
+            "output": {"text": "right" if n >= wrong else "wrong"},
+        }
         for n in items
     ]
     (folder / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -80,8 +87,30 @@ def test_too_few_items_are_no_approval(tmp_path: Path) -> None:
     result = judge_speculation(folder, report(), GATE, sides)
     assert not result["approved"]
     assert all("INCONCLUSIVE" in reason for reason in result["reasons"])
-    allowed = GATE.model_copy(update={"inconclusive": "allow"})
-    assert judge_speculation(folder, report(), allowed, sides)["approved"]
+    assert judge_speculation(folder, report(), ALLOW, sides)["reasons"] == result["reasons"], "that is the candidate's"
+
+
+def test_what_a_recipe_allows_the_candidate_it_does_not_allow_speculation(tmp_path: Path) -> None:
+    """A drop of 10 points on 30 items, margin 2: visible, and no pair decides it."""
+    few = range(30)
+    sides = Sides(records(tmp_path / "b", items=few), records(tmp_path / "q", items=few))
+    folder = stage(tmp_path, {"speculative": 3, "both": 3}, items=few)
+    result = judge_speculation(folder, report(), ALLOW, sides)
+    assert {pair["outcome"] for pair in result["pairs"].values()} == {"INCONCLUSIVE"}
+    assert not result["approved"]
+    assert result["arms"]["both"]["approved"] is False
+    left, right = result["reasons"]
+    assert left.startswith("speculative: INCONCLUSIVE against baseline: recall.exact_match: 100.00 % -> 90.00 %")
+    assert right.startswith("both: INCONCLUSIVE against quantized: recall.exact_match: 100.00 % -> 90.00 %")
+    assert not any(load["deploy"] in ("both", "speculative") for load in result["advice"]["loads"])
+
+
+def test_an_engine_that_disagrees_with_itself_approves_nothing(tmp_path: Path, sides: Sides) -> None:
+    unsteady = Sides(sides.baseline, sides.quantized, records(tmp_path / "again", 60))
+    folder = stage(tmp_path, {"speculative": 0, "both": 4})
+    (reason,) = judge_speculation(folder, report(), ALLOW, unsteady)["reasons"]
+    assert reason.startswith("speculative: INCONCLUSIVE against baseline: recall.exact_match: the baseline disagrees")
+    assert reason.endswith("unstable_engine")
 
 
 def test_an_item_that_is_missing_is_an_error_unless_the_recipe_wants_few(tmp_path: Path, sides: Sides) -> None:
