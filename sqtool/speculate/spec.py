@@ -235,7 +235,8 @@ class SpeculateSpec(Spec):
     gate: Literal["report", "block"] = Field(
         default="report",
         description="What it means when speculation is not approved. report: the card and the report say so, and the "
-        "quantized checkpoint is released without it. block: exit 1.",
+        "quantized checkpoint is released without it. block: exit 1; a recipe that measures no speculation is refused, "
+        "unless `enabled` is false.",
     )
     rules: RulesSpec = Field(default_factory=lambda: RulesSpec(), description="Limits beside the task scores.")
 
