@@ -152,19 +152,21 @@ def _harm(measured: Measured, arm: str, load: str) -> str:
             if tail.high * measured.floor(load, measure) < 1:
                 return f"its {name} is longer: {tail} as fast as the baseline's"
             break
-    cost = _costlier(measured, arm, load)
-    return f"an accepted answer costs more: {cost}" if cost else ""
+    return _costlier(measured, arm, load)
 
 
 def _costlier(measured: Measured, arm: str, load: str) -> str:
-    """By how much an accepted answer is shown to cost more than the baseline's; empty where that is not shown."""
+    """How an accepted answer is shown to cost more than the baseline's; empty where that is not shown."""
     base, own = (measured.cost(name, load) for name in (BASELINE, arm))
+    scored, good = measured.accepted(arm, load)
+    if base is not None and scored and good == 0:
+        return f"none of its {scored:.0f} scored answers was accepted within the SLO"
     if base is None or own is None:
         return ""
     paired = measured.gain(arm, load, COST)
     apart = base[1] is not None and own[1] is not None and own[1][0] > base[1][1]
     shown = apart if paired is None else paired.high * measured.floor(load, COST) < 1
-    return f"{own[0]:.3g} {own[2]}, the baseline's {base[0]:.3g}" if shown else ""
+    return f"an accepted answer costs more: {own[0]:.3g} {own[2]}, the baseline's {base[0]:.3g}" if shown else ""
 
 
 def _choose(case: Case, measured: Measured, load: str, refused: Mapping[str, str]) -> LoadAdvice:

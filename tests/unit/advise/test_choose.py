@@ -162,6 +162,22 @@ def test_harm_beside_the_median(change: dict[str, Any], said: str) -> None:
     assert said in arm(told, "both").reason
 
 
+def test_an_arm_without_any_accepted_answer_is_not_cheap() -> None:
+    """Its cost has no figure, because it is infinite."""
+    value = report()
+    at = value["arms"]["both"]["loads"]["c16"]
+    at |= {"accepted": {"n": 3, "of": 128, "within_slo": 0}, "cost": {"missing": "none of 128 scored answers ..."}}
+    told = advise(value, verdict=gate(), speculation=approval())
+    assert told.loads[0].deploy == "speculative"
+    assert arm(told, "both").reason == "c16: none of its 128 scored answers was accepted within the SLO"
+    value["arms"]["baseline"]["loads"]["c16"]["cost"] = {"missing": "none of 128 scored answers ..."}
+    assert advise(value, verdict=gate(), speculation=approval()).loads[0].deploy == "both", "the baseline's no better"
+    value = report()
+    at = value["arms"]["both"]["loads"]["c16"]
+    at |= {"accepted": {"n": 0, "of": 0, "within_slo": 0}, "cost": {"missing": "no request has a scorer"}}
+    assert advise(value, verdict=gate(), speculation=approval()).loads[0].deploy == "both", "nothing was scored"
+
+
 def test_a_longer_tail_is_harm() -> None:
     value = report()
     value["interaction"]["c16"]["e2e_p95"]["both"] = {"gain": 0.7, "ci": [0.6, 0.8]}
