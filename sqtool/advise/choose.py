@@ -148,10 +148,8 @@ def _harm(measured: Measured, arm: str, load: str) -> str:
         return f"{failed:.1%} of its requests failed"
     for name, measure in (("p99", "e2e_p99"), ("p95", "e2e_p95")):
         tail = measured.gain(arm, load, measure)
-        if tail is not None:
-            if tail.high * measured.floor(load, measure) < 1:
-                return f"its {name} is longer: {tail} as fast as the baseline's"
-            break
+        if tail is not None and tail.high * measured.floor(load, measure) < 1:
+            return f"its {name} is longer: {tail} as fast as the baseline's"
     return _costlier(measured, arm, load)
 
 
@@ -192,11 +190,12 @@ def _choose(case: Case, measured: Measured, load: str, refused: Mapping[str, str
 
 
 def _beats(measured: Measured, load: str, arm: str, own: Gain, chosen: str, gain: Gain | None) -> bool:
-    """Whether `arm` is shown to be faster than what is chosen so far: paired where the file pairs the two."""
+    """Whether `arm` is shown to be faster than what is chosen so far: paired where the file pairs the two, else by
+    intervals that lie apart."""
     if gain is None:
         return True
     plain = measured.over_plain(arm, load) if chosen == measured.target(arm) else None
-    return own.low > gain.gain if plain is None else plain.low > measured.floor(load)
+    return own.low > gain.high if plain is None else plain.low > measured.floor(load)
 
 
 def _why(measured: Measured, load: str, gain: Gain | None, because: str, refused: Mapping[str, str]) -> str:
