@@ -85,7 +85,7 @@ def _unjudged(case: Case, measured: Measured, loads: Sequence[LoadAdvice]) -> li
             advice.load
             for advice in loads
             if (own := measured.gain(arm, advice.load)) is not None
-            and own.low > max(measured.floor(advice.load), advice.gain.gain if advice.gain else 1.0)
+            and own.low > max(measured.floor(advice.load), advice.gain.high if advice.gain else 1.0)
         ]
         if faster:
             said.append(

@@ -148,23 +148,23 @@ def _harm(measured: Measured, arm: str, load: str) -> str:
         return f"{failed:.1%} of its requests failed"
     for name, measure in (("p99", "e2e_p99"), ("p95", "e2e_p95")):
         tail = measured.gain(arm, load, measure)
-        if tail is not None:
-            if tail.high * measured.floor(load, measure) < 1:
-                return f"its {name} is longer: {tail} as fast as the baseline's"
-            break
-    cost = _costlier(measured, arm, load)
-    return f"an accepted answer costs more: {cost}" if cost else ""
+        if tail is not None and tail.high * measured.floor(load, measure) < 1:
+            return f"its {name} is longer: {tail} as fast as the baseline's"
+    return _costlier(measured, arm, load)
 
 
 def _costlier(measured: Measured, arm: str, load: str) -> str:
-    """By how much an accepted answer is shown to cost more than the baseline's; empty where that is not shown."""
+    """How an accepted answer is shown to cost more than the baseline's; empty where that is not shown."""
     base, own = (measured.cost(name, load) for name in (BASELINE, arm))
+    scored, good = measured.accepted(arm, load)
+    if base is not None and scored and good == 0:
+        return f"none of its {scored:.0f} scored answers was accepted within the SLO"
     if base is None or own is None:
         return ""
     paired = measured.gain(arm, load, COST)
     apart = base[1] is not None and own[1] is not None and own[1][0] > base[1][1]
     shown = apart if paired is None else paired.high * measured.floor(load, COST) < 1
-    return f"{own[0]:.3g} {own[2]}, the baseline's {base[0]:.3g}" if shown else ""
+    return f"an accepted answer costs more: {own[0]:.3g} {own[2]}, the baseline's {base[0]:.3g}" if shown else ""
 
 
 def _choose(case: Case, measured: Measured, load: str, refused: Mapping[str, str]) -> LoadAdvice:
@@ -190,11 +190,12 @@ def _choose(case: Case, measured: Measured, load: str, refused: Mapping[str, str
 
 
 def _beats(measured: Measured, load: str, arm: str, own: Gain, chosen: str, gain: Gain | None) -> bool:
-    """Whether `arm` is shown to be faster than what is chosen so far: paired where the file pairs the two."""
+    """Whether `arm` is shown to be faster than what is chosen so far: paired where the file pairs the two, else by
+    intervals that lie apart."""
     if gain is None:
         return True
     plain = measured.over_plain(arm, load) if chosen == measured.target(arm) else None
-    return own.low > gain.gain if plain is None else plain.low > measured.floor(load)
+    return own.low > gain.high if plain is None else plain.low > measured.floor(load)
 
 
 def _why(measured: Measured, load: str, gain: Gain | None, because: str, refused: Mapping[str, str]) -> str:

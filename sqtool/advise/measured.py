@@ -150,6 +150,12 @@ class Measured:
         value = number(found.get("per_accepted_answer"))
         return None if value is None else (value, pair(found.get("ci")), str(found.get("unit") or ""))
 
+    def accepted(self, arm: str, load: str) -> tuple[float | None, float | None]:
+        """(answers that have a scorer, those of them that it accepted within the SLO)."""
+        found = self.at(arm, load).get("accepted")
+        found = found if isinstance(found, Mapping) else {}
+        return number(found.get("of")), number(found.get("within_slo"))
+
     def failed_share(self, arm: str, load: str) -> float:
         """Share of requests at `load` that failed."""
         found = self.at(arm, load)

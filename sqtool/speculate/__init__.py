@@ -7,6 +7,6 @@ runs, over `client` (sends and times), `counters` (vLLM's own figures), `memory`
 what was measured. `run` ties it.
 
 `analyse` makes speculate.json of the files: `reading` and `frame` read them, `resample` has the intervals, and a module
-each has latency, acceptance, cost, steps, interaction, agreement, the sampling test and the rules.
-docs/speculate-measures.md defines every measure.
+each has latency, acceptance, cost, steps, interaction, agreement and the sampling test. `rules` judges the recipe's
+limits on it, in the stage behind. docs/speculate-measures.md defines every measure.
 """

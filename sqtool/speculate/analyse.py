@@ -24,7 +24,6 @@ from sqtool.speculate.interaction import CONTROL, control, interaction
 from sqtool.speculate.missing import Missing
 from sqtool.speculate.reading import SCORED_ELSEWHERE, Arm, Stage, read_stage
 from sqtool.speculate.resample import REPLICATES, Resamples
-from sqtool.speculate.rules import judge
 from sqtool.speculate.sampling_test import sampling
 from sqtool.speculate.spec import SpeculateSpec
 
@@ -116,7 +115,6 @@ def _report(stage: Stage, spec: SpeculateSpec, replicates: int, task: Task) -> d
         "control": controls,
         "sampling": sampling(stage, seed=seed, missing=analysis.missing),
     }
-    report["rules"] = judge(spec.rules, report)
     report["missing"] = analysis.missing.entries
     return report
 

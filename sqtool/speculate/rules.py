@@ -10,6 +10,10 @@ from sqtool.speculate.resample import Interval
 from sqtool.speculate.spec import RulesSpec
 
 KEPT, EXCEEDED, NOT_SHOWN = "kept", "exceeded", "not_shown"
+PLAIN = {"both": "quantized", "speculative": "baseline"}
+"""The arm of the same weights that an arm is held to."""
+FAILED_SHARE = 0.01
+"""With this share of requests failed, p99 may be one of them."""
 
 
 def judge(rules: RulesSpec | None, report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -20,8 +24,12 @@ def judge(rules: RulesSpec | None, report: Mapping[str, Any]) -> list[dict[str, 
     Where the two baseline arms of an A/A control differ in the measure (not `steady`), the machine changed by more than
     the interval knows: `judged_on` is the interval widened by their ratio (`noise`), and decides.
 
-    A measure that is not there keeps no rule. The arm that would be deployed is judged: `both` against `quantized`, or
-    `speculative` against `baseline` where there is no `both`; the acceptance drop is that of `both` from `speculative`.
+    A measure that is not there keeps no rule. Latencies are those of answered requests, so a rule on them is
+    `not_shown` where 1 % of the arm's requests failed, or a larger share than of the arm that it is held to: what
+    failed may be what was slowest.
+
+    The arm that would be deployed is judged: `both` against `quantized`, or `speculative` against `baseline` where
+    there is no `both`; the acceptance drop is that of `both` from `speculative`.
     """
     if rules is None:
         return []
@@ -41,10 +49,27 @@ def judge(rules: RulesSpec | None, report: Mapping[str, Any]) -> list[dict[str, 
                 noise = _noise(report, load, measure)
             where = {"rule": rule, "load": load, "arm": arm, "against": against}
             entry = {**where, **_decide(value, ci, limit, noise)}
-            if rule == "max_p99_ratio" and value is not None and ci is None:
-                entry["reason"] = f"an interval of p99 needs {requests_needed(0.99)} distinct requests"
+            if rule == "max_p99_ratio":
+                if failed := _failures(report, load, arm):
+                    entry |= {"ok": False, "status": NOT_SHOWN, "reason": failed}
+                elif value is not None and ci is None:
+                    entry["reason"] = f"an interval of p99 needs {requests_needed(0.99)} distinct requests"
             entries.append(entry)
     return entries
+
+
+def _failures(report: Mapping[str, Any], load: str, arm: str) -> str:
+    """How many requests of `arm` failed, where they are too many for its latencies to stand for all; else empty."""
+
+    def of(name: str) -> tuple[int, int]:
+        found = (report["arms"].get(name, {}).get("loads") or {}).get(load) or {}
+        return int((found.get("failures") or {}).get("count") or 0), int(found.get("requests") or 0)
+
+    failed, sent = of(arm)
+    plain_failed, plain_sent = of(PLAIN[arm])
+    if not failed or (failed / sent < FAILED_SHARE and failed * plain_sent <= plain_failed * sent):
+        return ""
+    return f"{failed} of {sent} requests failed"
 
 
 def _noise(report: Mapping[str, Any], load: str, measure: str) -> float:

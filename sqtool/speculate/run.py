@@ -172,7 +172,7 @@ def _key(
 
     models = {str(folder): files(folder) for arm in arms for folder in (arm.model, arm.drafter) if folder is not None}
     value = {
-        "spec": spec.model_dump(mode="json"),
+        "spec": spec.measuring.model_dump(mode="json"),
         "evaluate": None if evaluate is None else evaluate.model_dump(mode="json"),
         "traffic": traffic.sha256,
         "arms": [[arm.name, str(arm.model), arm.config(), arm.engine.model_dump(mode="json")] for arm in arms],

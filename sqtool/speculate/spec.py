@@ -235,7 +235,8 @@ class SpeculateSpec(Spec):
     gate: Literal["report", "block"] = Field(
         default="report",
         description="What it means when speculation is not approved. report: the card and the report say so, and the "
-        "quantized checkpoint is released without it. block: exit 1.",
+        "quantized checkpoint is released without it. block: exit 1; a recipe that measures no speculation is refused, "
+        "unless `enabled` is false.",
     )
     rules: RulesSpec = Field(default_factory=lambda: RulesSpec(), description="Limits beside the task scores.")
 
@@ -309,6 +310,11 @@ class SpeculateSpec(Spec):
                     drafts.prompt_lookup_max,
                 )
         return self
+
+    @property
+    def measuring(self) -> SpeculateSpec:
+        """The section without what is judged behind the measuring: other rules need no other figures."""
+        return self.model_copy(update={"gate": "report", "rules": RulesSpec()})
 
     def elsewhere(self, arm: str) -> ArmSpec | None:
         """Where an arm is served that sqtool does not start; the control is the baseline once more."""

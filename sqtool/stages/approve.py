@@ -1,7 +1,7 @@
 """approve: speculation's own verdict. It blocks nothing unless the recipe says `speculate: {gate: block}`.
 
-A stage of its own, as the gate is beside the evaluation: a margin that changes is judged again in seconds, and no
-server starts for it.
+A stage of its own, as the gate is beside the evaluation: a margin or a rule that changes is judged again in seconds,
+and no server starts for it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def run(spec: SpeculateSpec, inputs: Inputs, out: Path) -> StageResult:
             {"baseline": _engine(folders["baseline"]), "quantized": _engine(folders["evaluate"])},
         ),
         gate=spec.gate,
+        rules=spec.rules,
         some_items=spec.quality.items is not None,
         ended_early=[str(part["task"]) for part in verdict.get("stopped", ())],
         verdict=verdict,

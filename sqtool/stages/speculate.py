@@ -53,14 +53,20 @@ def run(spec: SpeculateSpec, inputs: Inputs, out: Path) -> StageResult:
 def skip(spec: SpeculateSpec, inputs: Inputs) -> str:
     if not spec.enabled:
         return "speculate.enabled is false"
+    # What is to block must be judged: there `preflight` refuses instead.
+    return "" if spec.gate == "block" else _lacking(spec, inputs)[0]
+
+
+def _lacking(spec: SpeculateSpec, inputs: Inputs) -> tuple[str, str]:
+    """(why there is nothing to measure, unless the recipe asks for it; what would mend it), empty when there is."""
     kind = engine_section(inputs).kind
     if kind != "vllm" and "enabled" not in spec.model_fields_set and _served_here(spec):
-        return f"speculation is measured with vLLM only, and engine.kind is {kind}"
+        return f"speculation is measured with vLLM only, and engine.kind is {kind}", "Use `engine: {kind: vllm}`"
     has_draft = inputs.draft is not None or spec.model is not None
     has_draft |= all(spec.elsewhere(name) for name in ("speculative", "both"))
     if spec.method == "draft_model" and not has_draft and "method" not in spec.model_fields_set:
-        return "the recipe has no draft model"
-    return ""
+        return "the recipe has no draft model", "Give `draft:` in the recipe"
+    return "", ""
 
 
 def data_files(spec: SpeculateSpec, inputs: Inputs) -> list[Path]:
@@ -89,8 +95,8 @@ def counted(section: Spec) -> Spec:
     """Of the evaluation only what the speculating arms are asked: its drift and its controls are others' work."""
     if isinstance(section, EvaluateSpec):
         return section.model_copy(update={"drift": None, "control": None, "as_served": None})
-    if isinstance(section, SpeculateSpec):  # what a verdict against speculation means is the next stage's business
-        return section.model_copy(update={"gate": "report"})
+    if isinstance(section, SpeculateSpec):
+        return section.measuring
     return section
 
 
@@ -124,6 +130,12 @@ def _served_here(spec: SpeculateSpec) -> bool:
 def preflight(spec: SpeculateSpec, inputs: Inputs) -> Estimate:
     from sqtool.speculate.run import preflight as check
 
+    lacking, remedy = _lacking(spec, inputs)
+    if lacking and spec.gate == "block":
+        raise UsageError(
+            f"speculate.gate is block, and nothing would be judged: {lacking}",
+            remedy=f"{remedy}, or set `speculate: {{gate: report}}` or `speculate: {{enabled: false}}`.",
+        )
     kind = engine_section(inputs).kind
     if kind != "vllm" and _served_here(spec):
         raise UsageError(

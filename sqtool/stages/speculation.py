@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evals.engines import conditions
 from sqtool.advise import advise
-from sqtool.advise.measured import BASELINE, BOTH, CONTROL, QUANTIZED, SPECULATIVE, Measured, check_schema, number, pair
+from sqtool.advise.measured import BASELINE, BOTH, CONTROL, QUANTIZED, SPECULATIVE, Measured, check_schema, number
 from sqtool.errors import DataError
 from sqtool.files import write_json
 from sqtool.gate.records import task_files
 from sqtool.gate.spec import GateSpec
+from sqtool.speculate.rules import EXCEEDED, NOT_SHOWN, judge
 from sqtool.stages.gate import deciding
 
 if TYPE_CHECKING:
     from sqtool.gate.verdict import Verdict
+    from sqtool.speculate.spec import RulesSpec
 
 SCHEMA = "sqtool.speculation/1"
 SPECULATION_VERDICT = "speculation_verdict.json"
@@ -55,6 +57,7 @@ def judge_speculation(
     sides: Sides,
     *,
     gate: Literal["report", "block"] = "report",
+    rules: RulesSpec | None = None,
     some_items: bool = False,
     ended_early: Collection[str] = (),
     verdict: Mapping[str, Any] | None = None,
@@ -63,10 +66,11 @@ def judge_speculation(
     """Judge every speculating arm of the speculate stage's `folder` and write speculation_verdict.json to `out`
     (default: `folder`); its content.
 
-    `report` is speculate.json. `some_items`: the recipe has the arms answer only a part of the items
-    (`speculate.quality.items`), so pairs are made of those; otherwise an item that an arm lacks is an error, never a
-    smaller sample. `ended_early` names the tasks of which the candidate answered a part because its gate had seen
-    enough. `verdict` is the gate's verdict.json, for the advice. `DataError` for records that cannot be read.
+    `report` is speculate.json, and `rules` are the recipe's, judged on its figures. `some_items`: the recipe has the
+    arms answer only a part of the items (`speculate.quality.items`), so pairs are made of those; otherwise an item that
+    an arm lacks is an error, never a smaller sample. `ended_early` names the tasks of which the candidate answered a
+    part because its gate had seen enough. `verdict` is the gate's verdict.json, for the advice. `DataError` for
+    records that cannot be read.
     """
     check_schema(report, str(folder / "speculate.json"))
     measured = Measured(report)
@@ -84,11 +88,11 @@ def judge_speculation(
         if judged is not None:
             pairs[f"{arm}/{target}"] = judged.model_dump(mode="json", by_alias=True)
         arms[arm] = {"approved": not reasons, "reasons": reasons}
-    rules = [dict(rule) for rule in report.get("rules") or ()]
+    limits = judge(rules, report)
     reasons = [f"{arm}: {reason}" for arm in DECIDE if arm in arms for reason in arms[arm]["reasons"]]
     if BOTH not in arms:
         reasons.append("no arm `both` was measured, so speculation with the quantized checkpoint is not judged")
-    reasons += [_broken(rule) for rule in rules if rule.get("ok") is not True]
+    reasons += [_broken(rule) for rule in limits if not rule["ok"]]
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "approved": not reasons,
@@ -97,7 +101,7 @@ def judge_speculation(
         "speculative_config": dict(report.get("speculative_config") or {}),
         "pairs": pairs,
         "arms": arms,
-        "rules": rules,
+        "rules": limits,
         "reasons": reasons,
     }
     result["advice"] = advise(report, verdict=verdict, speculation=result).to_json()
@@ -129,7 +133,9 @@ def _judge_arm(
     # Complete or an error: the arms' answers never end early.
     rules = spec.model_copy(update={"metrics": metrics, "early_stop": "off"})
     judged = _judged(rules, sides, target, answered, some_items, ended_early)
-    reasons = [f"{judged.outcome} against {target}: {line}" for line in deciding(judged)] if not judged.accepted else []
+    reasons = []
+    if judged.outcome != "PASS":  # `inconclusive: allow` is for the candidate, which is served without speculation then
+        reasons = [f"{judged.outcome} against {target}: {line}" for line in deciding(judged)]
     reasons += _apart(sides.engines.get(target), engine, target)
     if left_out:
         reasons.append(f"not answered, so not judged: {', '.join(left_out)}")
@@ -176,7 +182,7 @@ def _judged(
     some_items: bool,
     ended_early: Collection[str],
 ) -> Verdict:
-    from sqtool.gate.judge import judge
+    from sqtool.gate.judge import judge as compare
 
     tasks = sorted({name.rpartition(".")[0] for name in spec.metrics})
     reference = task_files(sides.of(target))
@@ -196,7 +202,7 @@ def _judged(
             if control is not None and task in control:
                 _take(control[task], places["control"] / f"{task}.jsonl", wanted)
         again = places["control"] if control is not None and any(places["control"].iterdir()) else None
-        return judge(spec, places["reference"], places["arm"], control=again)
+        return compare(spec, places["reference"], places["arm"], control=again)
 
 
 def _ids(path: Path) -> set[str]:
@@ -224,14 +230,14 @@ def _lines(path: Path) -> Iterable[str]:
 
 def _broken(rule: Mapping[str, Any]) -> str:
     """Why one of the recipe's rules is not kept; one that could not be measured is not kept either."""
-    where = f" at {rule['load']}" if rule.get("load") else ""
-    name = f"speculate.rules.{rule.get('rule')}{where}"
-    why = f": {rule['reason']}" if rule.get("reason") else ""
-    value, limit = number(rule.get("value")), number(rule.get("limit"))
-    if value is None or limit is None:
-        return f"{name} is not shown to be kept{why}"
-    ends = pair(rule.get("judged_on")) or pair(rule.get("ci"))
+    kept = "is not kept" if rule["status"] == EXCEEDED else "is not shown to be kept"
+    said = f"speculate.rules.{rule['rule']} at {rule['load']} {kept}"
+    if rule["value"] is None:
+        return f"{said}: {rule['reason']}"
+    ends, limit = rule["judged_on"], f"the limit is {rule['limit']:.3g}"
     if ends is None:
-        return f"{name} is not shown to be kept: {value:.3g}, the limit is {limit:.3g}{why}"
-    kept = "is not kept" if ends[0] > limit else "is not shown to be kept"
-    return f"{name} {kept}: {value:.3g} [{ends[0]:.3g}, {ends[1]:.3g}], the limit is {limit:.3g}"
+        return f"{said}: {rule['value']:.3g}, {limit}: {rule['reason']}"
+    said = f"{said}: {rule['value']:.3g} [{ends[0]:.3g}, {ends[1]:.3g}], {limit}"
+    # An interval on one side of the limit does not say itself why it shows nothing.
+    aside = rule["status"] == NOT_SHOWN and not ends[0] <= rule["limit"] < ends[1]
+    return f"{said}: {rule['reason']}" if aside else said

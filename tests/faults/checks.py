@@ -41,7 +41,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "plan.json": ("seed", "arms", "loads", "rounds", "per_request_acceptance", "single_kind_blocks"),
     "arm.json": ("name", "target", "model", "speculative_config", "complete"),
     "probe.json": ("sent", "cancelled"),
-    "speculate.json": ("schema", "method", "speculative_config", "seed", "traffic", "loads", "agreement", "rules"),
+    "speculate.json": ("schema", "method", "speculative_config", "seed", "traffic", "loads", "agreement"),
     "speculation_verdict.json": ("schema", "approved", "gate", "method", "pairs", "arms", "rules", "reasons"),
 }
 """Of these files the rest is measured with a clock, or is advice on what was: how long, how much memory, in which

@@ -182,7 +182,6 @@ def report(
             for load, known in control.items()
         },
         "sampling": None,
-        "rules": [],
         "missing": [{"measure": "device_peak_bytes", "arm": "baseline", "load": None, "reason": "no GPU here"}],
     }
 

@@ -68,6 +68,43 @@ def test_a_gain_that_may_be_nothing_bounds_no_ratio() -> None:
     assert (entry["value"], entry["ci"], entry["status"]) == (0.8, None, NOT_SHOWN)
 
 
+def sent(requests: int, failed: int) -> dict[str, Any]:
+    return {"loads": {"c8": {"requests": requests, "failures": {"count": failed, "examples": []}}}}
+
+
+@pytest.mark.parametrize(
+    ("both", "quantized", "reason"),
+    [
+        (25, 0, "25 of 400 requests failed"),
+        (25, 30, "25 of 400 requests failed"),  # 1 % and more: p99 is among those that are not known
+        (4, 4, "4 of 400 requests failed"),
+        (1, 0, "1 of 400 requests failed"),
+        (3, 3, ""),
+        (0, 3, ""),
+        (0, 0, ""),
+    ],
+)
+def test_requests_that_failed_are_slow_ones_that_no_percentile_shows(both: int, quantized: int, reason: str) -> None:
+    """The 25 slowest time out, and p99 of the rest is better than ever: [0.625, 1] times."""
+    value = report((0.0, None), (1.25, [1.0, 1.6]))
+    value["arms"] = {"both": sent(400, both), "quantized": sent(400, quantized)}
+    p99, cost = judge(RulesSpec(max_p99_ratio=1.1, max_cost_ratio=1.3), value)
+    assert (p99["ok"], p99["status"], p99["reason"]) == (not reason, NOT_SHOWN if reason else KEPT, reason)
+    assert (p99["value"], p99["ci"]) == (0.8, [0.625, 1.0]), "the figures of those that were answered"
+    assert cost["ok"], "a failed request has its time in the cost, and nothing accepted"
+
+
+def test_failures_of_speculation_alone_are_held_to_the_baselines() -> None:
+    over = {"speculative": {"against": "baseline", "gain": 1.25, "ci": [1.0, 1.6]}}
+    value = {
+        **report((0.0, None), (1.0, None)),
+        "arms": {"speculative": sent(800, 2), "baseline": sent(400, 0)},
+        "interaction": {"c8": {"e2e_p99": {"over_plain": over}}},
+    }
+    [entry] = judge(RulesSpec(max_p99_ratio=1.1), value)
+    assert (entry["against"], entry["reason"]) == ("baseline", "2 of 800 requests failed")
+
+
 def test_a_missing_measure_keeps_no_rule() -> None:
     empty = {
         "arms": {"speculative": {}},

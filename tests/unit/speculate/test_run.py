@@ -15,7 +15,7 @@ from sqtool.files import read_json, sha256_file
 from sqtool.progress import SILENT
 from sqtool.runfolder import discard
 from sqtool.speculate.run import preflight, speculate
-from sqtool.speculate.spec import SpeculateSpec
+from sqtool.speculate.spec import RulesSpec, SpeculateSpec
 
 SPEC = SpeculateSpec(traffic="traffic.jsonl", requests=32, max_concurrency=(4,), warmup=3, repeats=1, cancellation=None)
 ARMS = ["baseline", "quantized", "speculative", "both", "baseline_again"]
@@ -316,6 +316,13 @@ def test_interleaved_resumes_at_the_block(fake: Any, project: Path, monkeypatch:
     assert {turn["round"] for turn in reused} == {0}
     assert len(reused) == 5
     assert all(len(server.bodies) <= 2 * (3 + 64) for server in fake.started)
+
+
+def test_other_rules_are_no_other_plan(fake: Any, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = changed(interleave="never")
+    kept = interrupt(fake, project, monkeypatch, spec, after=20)
+    run(project, changed(interleave="never", gate="block", rules=RulesSpec(max_p99_ratio=1.1)), earlier=kept)
+    assert [server.log.parent.name for server in fake.started] == ["both", "baseline_again"]
 
 
 def test_another_plan_begins_anew(fake: Any, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

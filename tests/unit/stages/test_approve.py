@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 
+from evals.spec import EngineSpec, EvaluateSpec
 from sqtool.files import read_json, write_json
 from sqtool.gate.judge import judge
 from sqtool.gate.verdict import Stopped, Verdict
+from sqtool.pipeline import Job, make_plan
 from sqtool.release.spec import ReleaseSpec
 from sqtool.speculate.spec import SpeculateSpec
 from sqtool.stages import approve, release, speculate
-from sqtool.stages.contract import Inputs
+from sqtool.stages.contract import Estimate, Inputs
+from sqtool.stages.table import stage_named
 from tests.unit.advise.reports import report
 from tests.unit.stages.doubles import Double, double, inputs, out_of
 from tests.unit.stages.test_speculation import ENGINE, GATE, records
@@ -79,6 +82,56 @@ def test_nothing_is_judged_where_nothing_was_measured(measured: Inputs) -> None:
 
 def test_what_a_refusal_means_measures_no_arm_again() -> None:
     assert speculate.counted(SpeculateSpec(gate="block")) == speculate.counted(SpeculateSpec(gate="report"))
+
+
+def test_rules_are_judged_on_what_was_measured(measured: Inputs, tmp_path: Path) -> None:
+    """The fall of the acceptance rate is 0.03 [0.01, 0.05]."""
+    spec = SpeculateSpec.model_validate({"rules": {"max_acceptance_drop": 0.1}})
+    out = out_of(tmp_path)
+    summary = approve.run(spec, measured, out).summary
+    assert summary["approved"]
+    assert [(rule["rule"], rule["load"], rule["status"]) for rule in summary["rules"]] == [
+        ("max_acceptance_drop", "c16", "kept")
+    ]
+    assert read_json(out / "speculation_verdict.json")["rules"] == summary["rules"]
+    tight = SpeculateSpec.model_validate({"rules": {"max_acceptance_drop": 0.005}})
+    summary = approve.run(tight, measured, out).summary
+    assert summary["reasons"] == [
+        "speculate.rules.max_acceptance_drop at c16 is not kept: 0.03 [0.01, 0.05], the limit is 0.005"
+    ]
+
+
+def test_a_rule_that_changes_is_judged_again_and_measures_no_arm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speculate, "engine_fingerprint", lambda inputs: {})
+    monkeypatch.setattr(speculate, "preflight", lambda spec, inputs: Estimate())
+    for name in ("model", "draft", "checkpoint"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    stages = [stage_named(name) for name in ("speculate", "approve")]
+
+    def job(**section: Any) -> Job:
+        spec = SpeculateSpec.model_validate({"traffic": "log.jsonl", **section})
+        sections = {"speculate": spec, "engine": EngineSpec(), "evaluate": EvaluateSpec(tasks=("t",)), "gate": GATE}
+        model, draft, checkpoint = (tmp_path / name for name in ("model", "draft", "checkpoint"))
+        return Job(name="mine", root=tmp_path, model=model, sections=sections, draft=draft, checkpoint=checkpoint)
+
+    def to_run(job: Job) -> dict[str, str]:
+        plan = make_plan(job, stages=stages)
+        assert not plan.problems
+        return {step.stage.name: step.why for step in plan.steps if step.action == "run"}
+
+    before = job(rules={"max_p99_ratio": 1.1})
+    assert set(to_run(before)) == {"speculate", "approve"}
+    for step in make_plan(before, stages=stages).steps:
+        step.folder.mkdir(parents=True)
+        write_json(step.folder / "result.json", {"digest": step.digest, "parts": step.parts})
+    assert to_run(before) == {}
+    assert to_run(job(rules={"max_p99_ratio": 1.2})) == {"approve": "recipe: speculate.rules.max_p99_ratio changed"}
+    assert set(to_run(job(gate="block"))) == {"approve"}
+    assert set(to_run(job(requests=64, rules={"max_p99_ratio": 1.1}))) == {"speculate", "approve"}
 
 
 @pytest.mark.parametrize("approved", [True, False])

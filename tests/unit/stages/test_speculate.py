@@ -10,10 +10,12 @@ import pytest
 
 from evals.spec import EngineSpec, EvaluateSpec
 from sqtool.errors import DataError, UsageError
+from sqtool.pipeline import Job, make_plan
 from sqtool.speculate.spec import SpeculateSpec
 from sqtool.stages import speculate
 from sqtool.stages.contract import Inputs
 from sqtool.stages.measuring import START_SECONDS, TaskFacts
+from sqtool.stages.table import stage_named
 from tests.unit.stages.doubles import Double, double, inputs, out_of
 
 __all__ = ["double", "inputs"]
@@ -73,6 +75,37 @@ def test_speculation_is_vllms_only(inputs: Inputs) -> None:
     assert speculate.skip(asked_for, hf) == ""
     with pytest.raises(UsageError, match=r"engine\.kind is hf"):
         speculate.preflight(asked_for, hf)
+
+
+def test_a_gate_that_blocks_lets_nothing_go_unmeasured(inputs: Inputs) -> None:
+    """Neither measured nor judged, it would be as good as approved."""
+    block = SpeculateSpec(gate="block")
+    alone = Inputs(**{**vars(inputs), "draft": None})
+    assert speculate.skip(block, alone) == ""
+    with pytest.raises(UsageError, match=r"speculate\.gate is block.*the recipe has no draft model") as caught:
+        speculate.preflight(block, alone)
+    for remedy in ("`draft:`", "`speculate: {gate: report}`", "`speculate: {enabled: false}`"):
+        assert remedy in caught.value.remedy
+    hf = Inputs(**{**vars(inputs), "sections": {**inputs.sections, "engine": EngineSpec(kind="hf")}})
+    assert speculate.skip(block, hf) == ""
+    with pytest.raises(UsageError, match=r"speculate\.gate is block.*engine\.kind is hf") as caught:
+        speculate.preflight(block, hf)
+    for remedy in ("`engine: {kind: vllm}`", "`speculate: {gate: report}`", "`speculate: {enabled: false}`"):
+        assert remedy in caught.value.remedy
+    assert speculate.skip(SpeculateSpec(gate="block", enabled=False), alone) == "speculate.enabled is false"
+
+
+def test_the_plan_says_what_a_gate_that_blocks_lacks(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speculate, "engine_fingerprint", lambda inputs: {})
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    section = SpeculateSpec(traffic="log.jsonl", gate="block")
+    sections = {**inputs.sections, "speculate": section}
+    job = Job(name="mine", root=tmp_path, model=inputs.model, sections=sections, checkpoint=inputs.candidate)
+    (problem,) = make_plan(job, stages=[stage_named("speculate"), stage_named("approve")]).problems
+    assert isinstance(problem, UsageError)
+    assert "speculate.gate is block" in problem.message
 
 
 def test_arms_that_are_served_elsewhere(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,20 +11,27 @@ import pytest
 
 from sqtool.errors import DataError, RegressedError, UsageError
 from sqtool.gate.spec import GateSpec
-from sqtool.speculate.spec import SpeculateSpec
+from sqtool.speculate.spec import RulesSpec, SpeculateSpec
 from sqtool.stages import approve
 from sqtool.stages.speculation import SPECULATION_VERDICT, Sides, judge_speculation
 from tests.unit.advise.reports import gate, report
 
 ITEMS = 400
 GATE = GateSpec.model_validate({"metrics": {"recall.exact_match": 0.02}})
+ALLOW = GATE.model_copy(update={"inconclusive": "allow"})
 ENGINE = {"engine": "vllm", "version": "0.32.0", "device_class": "cpu", "dtype": "bf16", "kv_cache_dtype": "auto"}
 
 
 def records(folder: Path, wrong: int = 0, *, items: Collection[int] = range(ITEMS), task: str = "recall") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
-        {"task": task, "id": f"{task}-{n:04d}", "kind": "k", "scores": {"exact_match": float(n >= wrong)}}
+        {
+            "task": task,
+            "id": f"{task}-{n:04d}",
+            "kind": "k",
+            "scores": {"exact_match": float(n >= wrong)},
+            "output": {"text": "right" if n >= wrong else "wrong"},
+        }
         for n in items
     ]
     (folder / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -80,8 +87,30 @@ def test_too_few_items_are_no_approval(tmp_path: Path) -> None:
     result = judge_speculation(folder, report(), GATE, sides)
     assert not result["approved"]
     assert all("INCONCLUSIVE" in reason for reason in result["reasons"])
-    allowed = GATE.model_copy(update={"inconclusive": "allow"})
-    assert judge_speculation(folder, report(), allowed, sides)["approved"]
+    assert judge_speculation(folder, report(), ALLOW, sides)["reasons"] == result["reasons"], "that is the candidate's"
+
+
+def test_what_a_recipe_allows_the_candidate_it_does_not_allow_speculation(tmp_path: Path) -> None:
+    """A drop of 10 points on 30 items, margin 2: visible, and no pair decides it."""
+    few = range(30)
+    sides = Sides(records(tmp_path / "b", items=few), records(tmp_path / "q", items=few))
+    folder = stage(tmp_path, {"speculative": 3, "both": 3}, items=few)
+    result = judge_speculation(folder, report(), ALLOW, sides)
+    assert {pair["outcome"] for pair in result["pairs"].values()} == {"INCONCLUSIVE"}
+    assert not result["approved"]
+    assert result["arms"]["both"]["approved"] is False
+    left, right = result["reasons"]
+    assert left.startswith("speculative: INCONCLUSIVE against baseline: recall.exact_match: 100.00 % -> 90.00 %")
+    assert right.startswith("both: INCONCLUSIVE against quantized: recall.exact_match: 100.00 % -> 90.00 %")
+    assert not any(load["deploy"] in ("both", "speculative") for load in result["advice"]["loads"])
+
+
+def test_an_engine_that_disagrees_with_itself_approves_nothing(tmp_path: Path, sides: Sides) -> None:
+    unsteady = Sides(sides.baseline, sides.quantized, records(tmp_path / "again", 60))
+    folder = stage(tmp_path, {"speculative": 0, "both": 4})
+    (reason,) = judge_speculation(folder, report(), ALLOW, unsteady)["reasons"]
+    assert reason.startswith("speculative: INCONCLUSIVE against baseline: recall.exact_match: the baseline disagrees")
+    assert reason.endswith("unstable_engine")
 
 
 def test_an_item_that_is_missing_is_an_error_unless_the_recipe_wants_few(tmp_path: Path, sides: Sides) -> None:
@@ -142,28 +171,66 @@ def test_other_conditions_are_not_approved(tmp_path: Path, sides: Sides) -> None
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("measure", "gain", "rules", "said"),
     [
         (
-            {"rule": "max_p99_ratio", "load": "c16", "value": 1.31, "limit": 1.1, "ci": [1.2, 1.4], "ok": False},
-            "speculate.rules.max_p99_ratio at c16 is not kept: 1.31 [1.2, 1.4], the limit is 1.1",
+            "e2e_p99",
+            {"gain": 0.8, "ci": [0.75, 0.85]},
+            {"max_p99_ratio": 1.1},
+            "speculate.rules.max_p99_ratio at c16 is not kept: 1.25 [1.18, 1.33], the limit is 1.1",
         ),
         (
-            {"rule": "max_p99_ratio", "load": "c16", "value": 1.05, "limit": 1.1, "ci": [0.9, 1.4], "ok": False},
-            "speculate.rules.max_p99_ratio at c16 is not shown to be kept: 1.05 [0.9, 1.4], the limit is 1.1",
+            "e2e_p99",
+            {"gain": 1.0, "ci": [0.8, 1.25]},
+            {"max_p99_ratio": 1.1},
+            "speculate.rules.max_p99_ratio at c16 is not shown to be kept: 1 [0.8, 1.25], the limit is 1.1",
         ),
         (
-            {"rule": "max_cost_ratio", "value": None, "limit": 1.0, "ci": None, "ok": False, "reason": "none scored"},
-            "speculate.rules.max_cost_ratio is not shown to be kept: none scored",
+            "e2e_p99",
+            {"gain": 1.0, "ci": None},
+            {"max_p99_ratio": 1.1},
+            (
+                "speculate.rules.max_p99_ratio at c16 is not shown to be kept: 1, the limit is 1.1: an interval of p99 "
+                "needs 368 distinct requests"
+            ),
+        ),
+        (
+            "cost_per_accepted_answer",
+            None,
+            {"max_cost_ratio": 1.0},
+            "speculate.rules.max_cost_ratio at c16 is not shown to be kept: the measure is missing; `missing` says why",
         ),
     ],
 )
-def test_the_recipes_rules_count(tmp_path: Path, sides: Sides, rule: dict[str, Any], said: str) -> None:
+def test_the_recipes_rules_count(
+    tmp_path: Path, sides: Sides, measure: str, gain: dict[str, Any] | None, rules: dict[str, float], said: str
+) -> None:
     folder = stage(tmp_path, {"speculative": 0, "both": 4})
-    kept = {"rule": "max_acceptance_drop", "value": 0.03, "limit": 0.1, "ci": [0.01, 0.05], "ok": True}
-    result = judge_speculation(folder, {**report(), "rules": [kept, rule]}, GATE, sides)
+    value = report()
+    over = {} if gain is None else {"both": {"against": "quantized", **gain}}
+    value["interaction"]["c16"][measure] = {"over_plain": over}
+    limits = RulesSpec.model_validate({"max_acceptance_drop": 0.1, **rules})
+    result = judge_speculation(folder, value, GATE, sides, rules=limits)
     assert result["reasons"] == [said]
+    assert [(rule["rule"], rule["ok"]) for rule in result["rules"]] == [
+        ("max_acceptance_drop", True), (*rules, False)
+    ]  # fmt: skip
     assert not any(load["deploy"] in ("both", "speculative") for load in result["advice"]["loads"])
+    assert judge_speculation(folder, value, GATE, sides)["approved"], "without rules"
+
+
+def test_a_p99_of_which_the_slowest_timed_out_is_not_kept(tmp_path: Path, sides: Sides) -> None:
+    value = report()
+    faster = {"against": "quantized", "gain": 2.0, "ci": [1.6, 2.5]}
+    value["interaction"]["c16"]["e2e_p99"] = {"over_plain": {"both": faster}}
+    value["arms"]["both"]["loads"]["c16"] |= {"requests": 400, "failures": {"count": 25, "examples": []}}
+    folder = stage(tmp_path, {"speculative": 0, "both": 4})
+    result = judge_speculation(folder, value, GATE, sides, rules=RulesSpec(max_p99_ratio=1.1))
+    (reason,) = result["reasons"]
+    assert reason == (
+        "speculate.rules.max_p99_ratio at c16 is not shown to be kept: 0.5 [0.4, 0.625], the limit is 1.1: 25 of 400 "
+        "requests failed"
+    )
 
 
 def test_a_bad_record_and_another_schema_are_named(tmp_path: Path, sides: Sides) -> None:
