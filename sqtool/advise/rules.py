@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqtool.advise.measured import BASELINE, BOTH, CONTROL, E2E, QUANTIZED, SPECULATIVE, Measured, number, pair
+from sqtool.errors import EXIT_RELEASED
+from sqtool.gate.acceptance import json_exit_code
 
 WEIGHTS_SHARE = 0.5
 """With at least this share of weights + KV cache taken by weights, memory is what limits the batch."""
@@ -50,8 +52,7 @@ class Case:
     @property
     def quantized_accepted(self) -> bool:
         """Whether the gate lets the candidate be used; False where there is no verdict."""
-        outcome = (self.verdict or {}).get("outcome")
-        return outcome == "PASS" or (outcome == "INCONCLUSIVE" and (self.verdict or {}).get("inconclusive") == "allow")
+        return json_exit_code(self.verdict or {}) == EXIT_RELEASED
 
     @property
     def approved(self) -> bool:
