@@ -88,7 +88,7 @@ class VllmEngine:
             "vllm": env.version,
             "torch": installed(env, "torch"),
             "device": device_name(env.device),
-            "environment": shaping(variables(spec)),
+            **shaping(variables(spec)),
         }
 
 
