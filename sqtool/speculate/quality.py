@@ -94,14 +94,15 @@ def answer_tasks(
     for task in tasks:
         if (out / f"{task.name}.jsonl{PART}").is_file():
             continue
-        key = answer_key(arm.model, arm.engine, task.generation, seed)
+        key = answer_key(arm.model, arm.engine, task.generation, seed, root=root)
         key = sha256_text(canonical_json([key, arm.config()]))
         run_task(
             task, engine, evaluate, key=key, out=out, progress=progress, seed=seed, resume_from=kept
         )  # fmt: skip
         _hold(out)
     if items is None and evaluate.lm_eval is not None:
-        key = sha256_text(canonical_json([answer_key(arm.model, arm.engine, evaluate.generation, seed), arm.config()]))
+        key = answer_key(arm.model, arm.engine, evaluate.generation, seed, root=root)
+        key = sha256_text(canonical_json([key, arm.config()]))
         ask_lm_eval(
             evaluate,
             arm.engine,

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.engine_env import VllmEnv, locate, resolve_env
+from evals.engine_inputs import named_files
+from evals.engines import engine_class
 from evals.spec import EngineSpec, EvaluateSpec
 from sqtool.errors import DataError, UsageError
 from sqtool.files import canonical_json, sha256_text, write_json, write_text
@@ -120,7 +122,7 @@ def speculate(
     for arm in elsewhere:
         progress.note(f"speculate: {arm.name} is asked at {arm.url}, a server that is not sqtool's")
     write_text(out / "traffic.jsonl", traffic.to_jsonl())
-    key = _key(spec, traffic, arms, env, seed, evaluate, check_servers(arms), interleaved=interleaved)
+    key = _key(spec, traffic, arms, root, seed, evaluate, check_servers(arms), interleaved=interleaved)
     reused = store.take_over(earlier, out, key, turns, interleaved=interleaved)
     if reused:
         progress.note(f"speculate: {len(reused)} of {len(turns)} blocks are taken from the interrupted run")
@@ -156,7 +158,7 @@ def _key(
     spec: SpeculateSpec,
     traffic: Traffic,
     arms: Sequence[Arm],
-    env: VllmEnv | None,
+    root: Path,
     seed: int,
     evaluate: EvaluateSpec | None,
     servers: Mapping[str, Any],
@@ -171,13 +173,16 @@ def _key(
         return [(p.relative_to(folder or p).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
 
     models = {str(folder): files(folder) for arm in arms for folder in (arm.model, arm.drafter) if folder is not None}
+    own = [arm for arm in arms if arm.url is None]
+    named = sorted({path for arm in own for path in named_files(arm.engine, root)})
     value = {
         "spec": spec.measuring.model_dump(mode="json"),
         "evaluate": None if evaluate is None else evaluate.model_dump(mode="json"),
         "traffic": traffic.sha256,
         "arms": [[arm.name, str(arm.model), arm.config(), arm.engine.model_dump(mode="json")] for arm in arms],
         "models": models,
-        "vllm": None if env is None else env.version,
+        "engines": {arm.name: engine_class(arm.engine).fingerprint(arm.engine, root) for arm in own},
+        "named": [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in named],
         "servers": dict(servers),
         "seed": seed,
         "interleaved": interleaved,

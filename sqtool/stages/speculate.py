@@ -13,6 +13,7 @@ from sqtool.stages.contract import Estimate, Inputs, StageResult
 from sqtool.stages.measuring import (
     ITEMS_PER_SECOND,
     START_SECONDS,
+    engine_files,
     engine_fingerprint,
     engine_preflight,
     item_facts,
@@ -70,8 +71,9 @@ def _lacking(spec: SpeculateSpec, inputs: Inputs) -> tuple[str, str]:
 
 
 def data_files(spec: SpeculateSpec, inputs: Inputs) -> list[Path]:
-    """The traffic, and the drafters that the section names itself."""
+    """The traffic, the drafters that the section names itself, and what the engine's flags name."""
     files = [file for folder in _drafters(spec, inputs.root) for file in sorted(folder.glob("*")) if file.is_file()]
+    files += engine_files(inputs)
     if spec.traffic == TASKS:
         return files + task_files(evaluate_section(inputs), inputs.root)
     path = inputs.root / spec.traffic
