@@ -41,8 +41,12 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _descendants() -> list[int]:
-    """Process ids of all living processes below this one (zombies left out)."""
+    """Process ids of all living processes below this one.
+
+    A zombie is none of them, unless it has threads: where the main thread ended first, the process is shown as a zombie
+    while the others go on, and its children are still its own."""
     children: dict[int, list[int]] = {}
+    gone = set()
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
@@ -50,15 +54,17 @@ def _descendants() -> list[int]:
             stat = (folder / "stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
-        # The command name may hold spaces and brackets: what follows the last bracket is fixed.
-        state, parent = stat.rpartition(")")[2].split()[:2]
-        if state != "Z":
-            children.setdefault(int(parent), []).append(int(folder.name))
+        # The command name may hold spaces and brackets: what follows the last bracket is fixed (see proc(5)).
+        words = stat.rpartition(")")[2].split()
+        state, parent, threads = words[0], int(words[1]), int(words[17])
+        if state == "Z" and threads <= 1:
+            gone.add(int(folder.name))
+        children.setdefault(parent, []).append(int(folder.name))
     found: list[int] = []
     todo = [os.getpid()]
     while todo:
         below = children.get(todo.pop(), [])
-        found += below
+        found += [pid for pid in below if pid not in gone]
         todo += below
     return found
 

@@ -239,6 +239,37 @@ time.sleep(600)
 """
 
 
+MAIN_THREAD_ENDS = """
+import ctypes, signal, subprocess, sys, threading, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', "
+                          "flush=True); time.sleep(600)"], stdout=subprocess.PIPE, start_new_session=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+threading.Thread(target=time.sleep, args=[600]).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_children_of_a_process_without_its_main_thread_are_killed(tmp_path: Path) -> None:
+    """Such a process is shown as a zombie and still is their parent; vLLM's resource tracker wrote into a log after
+    everybody took the server for gone."""
+    words = [sys.executable, str(Path(engine_env.__file__).with_name("guard.py")), "1", sys.executable, "-c"]
+    with subprocess.Popen(
+        [*words, MAIN_THREAD_ENDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as guard:
+        assert guard.stdout is not None
+        assert guard.stdin is not None
+        child = psutil.Process(int(guard.stdout.readline()))
+        parent = child.parent()
+        assert parent is not None
+        while parent.status() != psutil.STATUS_ZOMBIE:
+            assert parent.is_running()
+        guard.stdin.close()
+        guard.wait(30)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
 @pytest.mark.parametrize("name", ["short", "long" * 30])
 def test_files_that_a_killed_command_left_are_removed(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
