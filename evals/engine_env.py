@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from evals.gpus import visible
 from evals.spec import EngineSpec
 from sqtool.errors import EngineError
 from sqtool.hygiene import without_secrets
@@ -268,16 +269,8 @@ def device_name(device: Device) -> str:
     """What the machine calls the device: the processor with its core count, or the GPUs."""
     if device == "cuda":
         try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            try:
-                names = [
-                    str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)))
-                    for i in range(pynvml.nvmlDeviceGetCount())
-                ]
-            finally:
-                pynvml.nvmlShutdown()
+            with visible() as (_, gpus):
+                names = [gpu.name for gpu in gpus]
             return ", ".join(f"{names.count(n)}x {n}" for n in sorted(set(names)))
         except Exception:  # noqa: BLE001 - a name for the report is not worth failing for
             return NO_GPU

@@ -82,16 +82,16 @@ def recipe(name: str, samples: int, limit: int | None, *, drift: bool) -> dict[s
     }
 
 
-def cell(name: str, samples: int, limit: int | None) -> dict[str, Any]:
+def cell(name: str, samples: int, limit: int | None, timeout: float) -> dict[str, Any]:
     """Quantize and evaluate; once more without drift where transformers cannot read the checkpoint."""
     unread = ""
     try:
-        document = pipeline.evaluate(recipe(name, samples, limit, drift=True))
+        document = pipeline.evaluate(recipe(name, samples, limit, drift=True), timeout)
     except RuntimeError as error:
         if "drift" not in str(error) and "transformers" not in str(error):
             raise
         unread = str(error).splitlines()[0]
-        document = pipeline.evaluate(recipe(name, samples, limit, drift=False))
+        document = pipeline.evaluate(recipe(name, samples, limit, drift=False), timeout)
     found = {"quantize": pipeline.quantize_summary(document), **pipeline.side(document, "evaluate")}
     found["baseline"] = pipeline.side(document, "baseline")
     return {**found, **({"unread": unread} if unread else {})}
@@ -164,12 +164,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=5, help="cells at once")
     parser.add_argument("--samples", type=int, default=128, help="calibration samples of 512 tokens")
     parser.add_argument("--limit", type=int, help="items of each task; default all")
+    parser.add_argument("--timeout", type=float, default=pipeline.TIMEOUT, help="seconds of one cell; a CPU needs more")
     args = parser.parse_args()
     box = TimeBox(args.out / "methods.json", args.budget, {"samples": args.samples, "limit": args.limit})
     names = args.only.split(",")
     if unknown := [name for name in names if name not in CELLS]:
         parser.error(f"no such cell: {', '.join(unknown)}; there are {', '.join(CELLS)}")
-    todo: dict[str, Callable[[], dict[str, Any]]] = {n: partial(cell, n, args.samples, args.limit) for n in names}
+    todo: dict[str, Callable[[], dict[str, Any]]] = {
+        n: partial(cell, n, args.samples, args.limit, args.timeout) for n in names
+    }
     box.run(todo, args.workers)
     good = {name: found for name, found in box.cells.items() if "error" not in found}
     sides = {"bf16": next(iter(good.values()))["baseline"], **good} if good else {}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from evals.gpus import visible
 from quantize.headers import read_checkpoint
 from sqtool.errors import DataError
 from sqtool.speculate.arms import Arm
@@ -89,14 +90,8 @@ def device_bytes(pid: int | None) -> int | None:
     gives none back, so after the traffic this is the peak."""
     tree = set(_tree(pid))
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-            running = [process for handle in handles for process in _running(pynvml, handle)]
-        finally:
-            pynvml.nvmlShutdown()
+        with visible() as (pynvml, gpus):
+            running = [process for gpu in gpus for process in _running(pynvml, gpu.handle)]
     except Exception:  # noqa: BLE001 - whatever NVML lacks, the measure is absent then
         return None
     return sum(used for process, used in running if process in tree and used) or None

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from evals.engine_env import GIB, VllmEnv, cpu_kv_bytes
+from evals.gpus import visible
 from evals.spec import EngineSpec
 from sqtool.errors import UsageError
 from sqtool.speculate.arms import Arm
@@ -89,14 +90,8 @@ def free_bytes(env: VllmEnv) -> int | None:
 
         return int(psutil.virtual_memory().available)
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-            return min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
-        finally:
-            pynvml.nvmlShutdown()
+        with visible() as (_, gpus):
+            return min((gpu.free for gpu in gpus), default=None)
     except Exception:  # noqa: BLE001 - whatever NVML lacks, the answer is that nobody knows
         return None
 
@@ -137,13 +132,8 @@ def shared_utilization(arms: Sequence[Arm], env: VllmEnv | None) -> dict[str, En
     if env is None or env.device == "cpu":
         return {}
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            total = int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).total)
-        finally:
-            pynvml.nvmlShutdown()
+        with visible() as (_, gpus):
+            total = min(gpu.total for gpu in gpus)
     except Exception:  # noqa: BLE001 - then vLLM itself says what is wrong
         return {}
     engines = {}
