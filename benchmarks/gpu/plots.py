@@ -42,7 +42,7 @@ def draw(cells: dict[str, Any], formats: Sequence[str], loads: Sequence[int], ou
             axis.set_xticks([place + 0.2 for place in range(len(formats))], formats)
             axis.set_title(f"{load} in flight", fontsize=10)
         axes[0][0].set_ylabel(label)
-        axes[0][-1].legend(fontsize=8)
+        figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, ncols=2, loc="upper right", frameon=False)
         title = "reference pair" if shape == "reference" else f"random weights, shape {shape}"
         figure.suptitle(title, fontsize=10)
         figure.tight_layout()
