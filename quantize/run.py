@@ -18,6 +18,7 @@ from quantize.headers import Tensor, read_checkpoint
 from quantize.layer_report import summarize_layers
 from quantize.layers import Model, read_model
 from quantize.methods.rtn import RtnSpec
+from quantize.mtp import carry_head
 from quantize.plan import assign
 from quantize.spec import QuantizeSpec
 from sqtool.errors import InfrastructureError, UsageError
@@ -80,6 +81,10 @@ def quantize(
         )
         outcome = load_backend(spec.backend).run(job, progress)
         copy_companions(model, checkpoint)
+        if head := carry_head(model, checkpoint):
+            outcome.notes.append(
+                f"the MTP head ({len(head)} tensors) went over in 16 bits, so that a server can draft with it"
+            )
         _check_scales(checkpoint)
     for note in outcome.notes:
         progress.note(note)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quantize import mtp
 from quantize.headers import read_checkpoint
 from sqtool.errors import DataError, UsageError
 from sqtool.files import read_json
@@ -21,9 +22,7 @@ from sqtool.speculate.spec import HEADS
 OWN_FLAGS = ("--speculative-config", "-sc", "--spec-method", "--spec-model", "--spec-tokens")
 """Flags of `vllm serve` that decide how it drafts; sqtool writes them from the recipe's keys."""
 OTHER = "Name another drafter, or set `speculate: {method: ngram}` or `{enabled: false}`."
-_MTP_NAME = re.compile(r"(^|\.)(mtp|mtp_layers|nextn)(\.|_|$)")
 _QUANTIZED = re.compile(r"\.(weight_packed|weight_scale|qweight|qzeros|scales|weight_scale_inv)$")
-_MTP_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 
 
 def check_arms(arms: Sequence[Arm]) -> None:
@@ -177,17 +176,14 @@ def _rotates_embeddings(apply: Mapping[str, Any]) -> bool:
 def _check_mtp(arm: Arm) -> None:
     """The target's own MTP head: there, and in the numbers that it was trained in."""
     config = _config(arm.model)
-    layers = next((int(config[key]) for key in _MTP_LAYERS if config.get(key)), 0)
     remedy = "Draft with `method: draft_model` or `ngram`, or "
-    if layers == 0:
+    if mtp.head_layers(config) == 0:
         raise UsageError(
             f"arm {arm.name!r}: speculate.method is mtp, and {arm.model.name} has no MTP head (its config.json names "
-            f"none of {', '.join(_MTP_LAYERS)})",
+            f"none of {', '.join(mtp.LAYERS)})",
             remedy=remedy + "name a model that has one.",
         )
-    first = int(config.get("num_hidden_layers") or 0)
-    beyond = re.compile(rf"(^|\.)layers\.({'|'.join(str(first + at) for at in range(layers))})\.")
-    names = [name for name in read_checkpoint(arm.model) if _MTP_NAME.search(name) or beyond.search(name)]
+    names = list(mtp.head_tensors(config, read_checkpoint(arm.model)))
     if not names:
         raise UsageError(
             f"arm {arm.name!r}: {arm.model.name} names an MTP head in its config.json and holds no weights of one; "
