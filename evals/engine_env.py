@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from evals.gpus import visible
 from evals.spec import EngineSpec
+from sqtool.cores import usable_cores
 from sqtool.errors import EngineError
 from sqtool.hygiene import without_secrets
 
@@ -284,5 +285,5 @@ def device_name(device: Device) -> str:
     except OSError:
         pass
     isa = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in cpu_flags()), "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return f"{model}, {cores} cores" + (f", {isa}" if isa else "")

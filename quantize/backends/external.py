@@ -22,6 +22,7 @@ from quantize.backends.base import Job, Outcome
 from quantize.backends.environments import folder, python
 from quantize.headers import PICKLES, weight_files
 from quantize.layers import read_model
+from sqtool.cores import usable_cores
 from sqtool.errors import InfrastructureError, UsageError
 from sqtool.files import read_json, write_json
 from sqtool.hygiene import without_secrets
@@ -238,7 +239,7 @@ def _in_order(index: Any, quantization: dict[str, Any]) -> bool:
 
 def _environment(name: str) -> dict[str, str]:
     values = {key: value for key, value in without_secrets(os.environ).items() if key not in LEFT_OUT}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return {
         **values,
         "HF_HUB_OFFLINE": "1",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sqtool.cores import usable_cores
 from sqtool.stages.contract import Estimate
 
 FILE = "timings.jsonl"
@@ -27,7 +27,7 @@ class Guess:
 
 def machine() -> str:
     """What timings depend on: host name, architecture and cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return f"{platform.node()}/{platform.machine()}/{cores}"
 
 

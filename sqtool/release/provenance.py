@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib import metadata
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sqtool import __version__
+from sqtool.cores import usable_cores
 from sqtool.doctor import gpus, installed, memory_limit, vllm_env
 
 BESIDE_SQTOOL = ("torch", "transformers", "llmcompressor", "compressed-tensors", "safetensors", "tokenizers")
@@ -42,7 +42,7 @@ def processor() -> str:
 
 def hardware() -> dict[str, Any]:
     """Processor, usable cores, memory in GB, GPUs, operating system."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     return {
         "cpu": processor(),
         "cores": cores,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
@@ -14,9 +15,19 @@ from sqtool.speculate.arms import Arm
 from sqtool.speculate.remote import Server, UrlServer, naming
 
 LOG = "server.log"
-AT_ONCE = {"cpu": 2, "cuda": 1}
-"""Servers that start together. On a GPU each one measures the free memory while it starts, and would measure the
-others' growth as its own."""
+AT_ONCE_ON_A_CPU = 2
+CORES_OF_A_START = 2
+"""A start is imports, loading and compiling: two cores are busy with it."""
+
+
+def at_once(device: str, engines: Sequence[EngineSpec], cores: int | None = None) -> int:
+    """How many servers start together. One by one on a GPU where any sizes its own KV cache: it measures the free
+    memory while it starts, and would measure the others' growth as its own. With `kv_cache_memory_bytes` none does."""
+    if device == "cpu":
+        return AT_ONCE_ON_A_CPU
+    if any(engine.kv_cache_memory_bytes is None for engine in engines):
+        return 1
+    return max(1, (cores or len(os.sched_getaffinity(0))) // CORES_OF_A_START)
 
 
 class Servers:
@@ -24,7 +35,7 @@ class Servers:
 
     def __init__(self, out: Path, root: Path, progress: Progress, *, per_request: bool, device: str) -> None:
         self._out, self._root, self._progress = out, root, progress
-        self._per_request, self._at_once = per_request, AT_ONCE.get(device, 1)
+        self._per_request, self._device = per_request, device
         self._servers: dict[str, Server] = {}
 
     def __enter__(self) -> Servers:
@@ -59,7 +70,8 @@ class Servers:
                 root=self._root,
                 progress=self._progress,
             )
-        with ThreadPoolExecutor(self._at_once, thread_name_prefix="vllm-start") as pool:
+        own = [engines.get(arm.name, arm.engine) for arm in arms if arm.url is None]
+        with ThreadPoolExecutor(at_once(self._device, own), thread_name_prefix="vllm-start") as pool:
             starting = [pool.submit(self._enter, arm.name) for arm in arms]
             try:
                 for done in as_completed(starting):
