@@ -236,8 +236,8 @@ def _build(order: _Order, place: Path, sequence: int, provenance: Mapping[str, A
             order.checkpoint,
             f"is not the checkpoint that was measured: its digest is {digest}, the verdict was given for "
             f"{order.measured}",
-            remedy="`sqtool quantize RECIPE --force quantize` makes it again, `--force evaluate` measures it as it is now "
-            "(without it a run takes a weight file that kept its size for the one that it knows).",
+            remedy="`sqtool quantize RECIPE --force quantize` makes it again, `--force evaluate` measures it as it is "
+            "(without them a run takes a weight file that kept its size for the one that it knows).",
         )
     weights = {stored: files[stored] for stored in mapping.values()}
     for name, source in order.extras.items():
