@@ -85,6 +85,9 @@ class LayerWatch:
         positive number or a group came out as nothing but zeros."""
         for module in modules:
             self.write([self._line(module, method)])
+
+    def forget(self) -> None:
+        """Drop the weights that `before` kept."""
         self._before.clear()
 
     def write(self, lines: Iterable[dict[str, Any]]) -> None:
@@ -144,5 +147,7 @@ def _observed(modules: Iterable[torch.nn.Module]) -> list[Any]:
 
 def _relative(difference: torch.Tensor, reference: torch.Tensor) -> float:
     """Root mean square of `difference` over that of `reference`; 0 for 0 over 0."""
-    error, size = float(difference.float().norm()), float(reference.float().norm())
-    return error / size if size else 0.0
+    # Summed in float32 without a copy of the tensors in it; one wait for the device instead of two.
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in (difference, reference)]
+    error, size = torch.stack(norms).tolist()
+    return float(error / size) if size else 0.0

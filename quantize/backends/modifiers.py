@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from compressed_tensors.offload import disable_offloading
 from llmcompressor.modifiers import Modifier as LlmModifier
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -95,6 +96,11 @@ def _no_mappings(method: str, model: Any) -> UsageError:
     )
 
 
+def _shares_scale(module: Any) -> bool:
+    """Whether the layer's scale also depends on other layers' weights (NVFP4's one scale for q, k and v)."""
+    return hasattr(module, "weight_global_scale")
+
+
 OURS: dict[type, Any] = {AWQModifier: Awq, SmoothQuantModifier: SmoothQuant}
 
 
@@ -134,8 +140,17 @@ def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
         counted = {module for module, hessian in self._hessians.items() if hessian.diagonal().any()} if gptq else None
         watches.layers.reached(modules, counted)
         rounding = watches.layers.before(modules, changes_weights=gptq)
-        base.on_sequential_epoch_end(self, state, event, modules=modules, **kwargs)
-        watches.layers.after(rounding, method)
+        alone = [] if gptq or named in OURS else [module for module in rounding if not _shares_scale(module)]
+        for module in alone:
+            # The weight comes to the accelerator once, for llm-compressor's observer and for the report.
+            with disable_offloading():
+                base.on_sequential_epoch_end(self, state, event, modules=[module], **kwargs)
+                watches.layers.after([module], method)
+        seen = set(alone)
+        rest = [module for module in modules if module not in seen]
+        base.on_sequential_epoch_end(self, state, event, modules=rest, **kwargs)
+        watches.layers.after([module for module in rounding if module not in seen], method)
+        watches.layers.forget()
         if rescales:
             watches.function.rescaled(modules)
         if cache:

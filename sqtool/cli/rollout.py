@@ -52,6 +52,12 @@ AMOUNTS = (("prompt_tokens", "prompt tokens"), ("output_tokens", "output tokens"
     metavar="NAME=PATH",
     help="Where a field is in a line: arm=metadata.variant. May be repeated.",
 )
+@click.option(
+    "--absent",
+    multiple=True,
+    metavar="FLAG=false",
+    help="For logs of events: a request without this flag (corrected, ...) counts as no. May be repeated.",
+)
 @click.option("--by", type=click.Choice(["kind"]), help="The table for each kind as well.")
 @click.option(
     "--rules",
@@ -85,6 +91,7 @@ def command(
     baseline: str,
     format_: str,
     fields: tuple[str, ...],
+    absent: tuple[str, ...],
     by: str | None,
     rules_file: Path | None,
     margins: tuple[str, ...],
@@ -104,7 +111,7 @@ def command(
     """
     from sqtool.cli.terminal import Terminal
     from sqtool.rollout import read_rollout, with_options
-    from sqtool.rollout.formats import parse_mapping
+    from sqtool.rollout.formats import parse_absent, parse_mapping
 
     if logs.count("-") > 1:
         raise click.UsageError("standard input can be read once only")
@@ -116,6 +123,7 @@ def command(
             baseline=baseline,
             format=format_,  # type: ignore[arg-type]  # click checked it
             mapping=parse_mapping(fields),
+            absent=parse_absent(absent),
             by_kind=by == "kind",
             price_per_hour=price_per_hour,
             sort=sort,

@@ -236,7 +236,8 @@ def _build(order: _Order, place: Path, sequence: int, provenance: Mapping[str, A
             order.checkpoint,
             f"is not the checkpoint that was measured: its digest is {digest}, the verdict was given for "
             f"{order.measured}",
-            remedy="Run `sqtool quantize` again: it measures the checkpoint as it is now.",
+            remedy="`sqtool quantize RECIPE --force quantize` makes it again, `--force evaluate` measures it as it is "
+            "(without them a run takes a weight file that kept its size for the one that it knows).",
         )
     weights = {stored: files[stored] for stored in mapping.values()}
     for name, source in order.extras.items():

@@ -18,6 +18,11 @@ from sqtool.progress import Progress
 from sqtool.release.manifest import CHUNK, MANIFEST, Entry, read_manifest
 from sqtool.release.spec import HUB, LATEST, ReleaseSpec
 
+BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss")
+"""Protocols of fsspec whose first folder is a bucket or container: one that belongs to an account."""
+NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "LocalTokenNotFoundError")
+CREDENTIALS = "set credentials that may write there (docs/releases.md, Elsewhere)"
+
 
 def upload(spec: ReleaseSpec, place: Path, progress: Progress) -> str:
     """Send the release in `place` to `spec.to`; the URL where it lies then.
@@ -58,14 +63,19 @@ def _explained(url: str, place: Path) -> Iterator[None]:
             f"release.to: {url} needs a package that is not installed: {error}",
             remedy="Install what fsspec names for this protocol (s3fs, gcsfs, adlfs, ...).",
         ) from None
-    except ValueError as error:
-        raise UsageError(f"release.to: {url}: {error}") from None
     except Exception as error:
         first = " ".join(str(error).split()) or type(error).__name__
+        needs = f"{CREDENTIALS}; then " if _denied(error) else ""
         raise InfrastructureError(
             f"the release {place} could not be uploaded to {url}: {first}",
-            remedy="It is whole where it is; run the same command again to upload it.",
+            remedy=f"It is whole where it is; {needs}run the same command again to upload it.",
         ) from error
+
+
+def _denied(error: Exception) -> bool:
+    """No credentials, or some that may not do this. By name, because botocore is there only with s3fs."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(error, PermissionError) or status in (401, 403) or type(error).__name__ in NO_CREDENTIALS
 
 
 def to_filesystem(url: str, place: Path, entries: dict[str, Entry], progress: Progress) -> str:
@@ -77,15 +87,26 @@ def to_filesystem(url: str, place: Path, entries: dict[str, Entry], progress: Pr
     """
     from fsspec.core import url_to_fs
 
-    fs, base = url_to_fs(url)
+    try:
+        fs, base = url_to_fs(url)
+    except ValueError as error:
+        raise UsageError(f"release.to: {url}: {error}") from None
     name, version = place.parent.name, place.name
     home = f"{str(base).rstrip('/')}/{name}"
     target, claim, pointer = f"{home}/{version}", f"{home}/.{version}.claim", f"{home}/{LATEST}"
     shown = f"{url.rstrip('/')}/{name}/{version}"
     wanted = entries[MANIFEST].sha256
     fs.invalidate_cache()
+    claimed = not fs.exists(f"{target}/{MANIFEST}")
+    if claimed:
+        _check_bucket(fs, url, str(base))
+        fs.makedirs(target, exist_ok=True)
+        _claim(fs, claim, wanted, shown)
+    # Looked for once more under the claim: another publisher may have ended, and removed its claim, in between.
     if fs.exists(f"{target}/{MANIFEST}"):
         if _read(fs, f"{target}/{MANIFEST}").sha256 != wanted:
+            if claimed:
+                fs.rm_file(claim)
             raise UsageError(
                 f"{shown} exists with other content; a release is never overwritten",
                 remedy="Choose another `release.version`, or leave it out for one made from day and content.",
@@ -97,13 +118,12 @@ def to_filesystem(url: str, place: Path, entries: dict[str, Entry], progress: Pr
         if unfinished:
             fs.rm_file(claim)
         return shown
-    fs.makedirs(target, exist_ok=True)
-    _claim(fs, claim, wanted, shown)
     names = [n for n in entries if n != MANIFEST]
     with progress.task("release: upload", total=sum(e.size for e in entries.values())) as task:
         for file in [*names, MANIFEST]:
             if file == MANIFEST:
                 _compare(fs, target, {n: entries[n] for n in names}, shown, progress)
+                _own(fs, claim, wanted, shown)
             fs.makedirs(f"{target}/{file}".rpartition("/")[0], exist_ok=True)
             fs.put_file(str(place / file), f"{target}/{file}")
             task.advance(entries[file].size)
@@ -113,16 +133,38 @@ def to_filesystem(url: str, place: Path, entries: dict[str, Entry], progress: Pr
     return shown
 
 
+def _check_bucket(fs: Any, url: str, base: str) -> None:
+    """`UsageError` when the bucket is not there: makedirs of most object stores' clients would make one, of any
+    misspelt name, with the account's defaults for who may read it."""
+    bucket = base.lstrip("/").partition("/")[0]
+    if url.partition("://")[0] in BUCKETS and not fs.exists(bucket):
+        raise UsageError(
+            f"release.to: {url}: there is no bucket {bucket!r}, or these credentials do not see it",
+            remedy="Make the bucket first, or correct the name; none is made here.",
+        )
+
+
 def _claim(fs: Any, claim: str, wanted: str, shown: str) -> None:
+    """Write the claim where there is none. Somebody else's ends this upload."""
     try:
         fs.pipe_file(claim, wanted.encode(), mode="create")
-    except FileExistsError:
+    except OSError:
+        # A claim that is there is a FileExistsError by fsspec's contract. s3fs tells it by a detail of AWS's answer,
+        # and raises another OSError where an S3-compatible store does not give it.
         fs.invalidate_cache()
-        if fs.cat_file(claim).decode(errors="replace") != wanted:
-            raise UsageError(
-                f"{shown} is being uploaded by somebody else, with other content",
-                remedy=f"Choose another `release.version`; if that upload was given up, remove {claim}.",
-            ) from None
+        if not fs.exists(claim):
+            raise
+    _own(fs, claim, wanted, shown)
+
+
+def _own(fs: Any, claim: str, wanted: str, shown: str) -> None:
+    """The claim is read back, because a store that does not know the condition overwrites what is there."""
+    fs.invalidate_cache()
+    if fs.cat_file(claim).decode(errors="replace") != wanted:
+        raise UsageError(
+            f"{shown} is being uploaded by somebody else, with other content",
+            remedy=f"Choose another `release.version`; if that upload was given up, remove {claim}.",
+        ) from None
 
 
 def _point(fs: Any, pointer: str, version: str) -> None:

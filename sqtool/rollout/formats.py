@@ -8,7 +8,7 @@ gateway's table knows OpenAI's request and response bodies and LiteLLM's Standar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -88,6 +88,20 @@ def parse_mapping(texts: Sequence[str]) -> dict[str, str]:
     return mapping
 
 
+def parse_absent(texts: Sequence[str]) -> frozenset[str]:
+    """`["corrected=false"]` as the flags of which no word means no; `UsageError` for anything else."""
+    flags = [name for name, (how, _) in FIELDS.items() if how == "flag"]
+    found = set()
+    for text in texts:
+        name, _, word = text.partition("=")
+        if name not in flags:
+            raise UsageError(f"--absent {text}: {name!r} is no flag of a request", remedy=did_you_mean(name, flags))
+        if word.lower() != "false":
+            raise UsageError(f"--absent {text}: expected {name}=false", remedy="No word can only be taken for no.")
+        found.add(name)
+    return frozenset(found)
+
+
 def detect(value: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> Literal["sqtool", "gateway"]:
     """The format of a log by its first object; `FieldError` when it looks like neither."""
     nested = any(isinstance(value.get(key), dict) for key in ("request", "response", "usage", "metadata"))
@@ -112,8 +126,10 @@ def detect(value: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -
 class Reader:
     """Makes records of a log's objects; one for a log, because it remembers which keys it did not use."""
 
-    def __init__(self, kind: Literal["sqtool", "gateway"], mapping: Mapping[str, str] | None = None) -> None:
-        self.kind = kind
+    def __init__(
+        self, kind: Literal["sqtool", "gateway"], mapping: Mapping[str, str] | None = None, absent: Collection[str] = ()
+    ) -> None:
+        self.kind, self._absent = kind, tuple(absent)
         own = mapping or {}
         table = GATEWAY if kind == "gateway" else {name: (name,) for name in FIELDS}
         read = {**_READ, "text": _user} if kind == "gateway" else _READ
@@ -145,6 +161,8 @@ class Reader:
         for name in REQUIRED:
             if name not in found:
                 raise self._missing(name, value)
+        for name in self._absent:
+            found.setdefault(name, False)
         return Record(**found)
 
     def _derive(self, value: Mapping[str, Any], found: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,11 @@ class Source:
 
 
 def records(
-    source: Source, kind: Format = "auto", mapping: Mapping[str, str] | None = None, progress: Progress = SILENT
+    source: Source,
+    kind: Format = "auto",
+    mapping: Mapping[str, str] | None = None,
+    progress: Progress = SILENT,
+    absent: Collection[str] = (),
 ) -> Iterator[Record]:
     """The records of `source.names` (paths, or `-`) one after the other, in the order of the lines.
 
@@ -81,7 +85,7 @@ def records(
     import msgspec
 
     decode = msgspec.json.Decoder().decode
-    reader = Reader(kind, mapping) if kind != "auto" else None
+    reader = Reader(kind, mapping, absent) if kind != "auto" else None
     clock: Clock[tuple[str, int]] = Clock()
     for name, number, line, last in _lines(source.names, progress):
         try:
@@ -97,7 +101,7 @@ def records(
             raise DataError(name, f"expected a JSON object, found {type(value).__name__}", line=number, remedy=_JSONL)
         try:
             if reader is None:
-                reader = Reader(detect(value, mapping), mapping)
+                reader = Reader(detect(value, mapping), mapping, absent)
             record = reader.record(value)
         except FieldError as error:
             raise DataError(name, error.message, line=number, field=error.field, remedy=error.remedy) from None

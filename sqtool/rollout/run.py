@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from sqtool.rollout.clock import AGREE, FAR
 from sqtool.rollout.formats import Format
 from sqtool.rollout.reading import Source, records
 from sqtool.rollout.record import Record
-from sqtool.rollout.rules import Rules, metrics_of, rules_json
+from sqtool.rollout.rules import RATES, Metric, Rules, metrics_of, rules_json
 from sqtool.rollout.table import Cell
 from sqtool.rollout.units import Units
 from sqtool.rollout.verdict import ArmVerdict, Outcome, Watch
@@ -77,12 +77,15 @@ def read_rollout(
     baseline: str = "baseline",
     format: Format = "auto",
     mapping: Mapping[str, str] | None = None,
+    absent: Collection[str] = (),
     by_kind: bool = False,
     price_per_hour: float | None = None,
     sort: bool = False,
     progress: Progress = SILENT,
 ) -> Rollout:
     """Read the logs `names` (paths, `-` for standard input; in this order) and judge.
+
+    `absent` names the flags (`corrected`, ...) of which no word means no.
 
     Memory does not grow with the number of requests (a set entry a user or session does), except with `sort`, which
     holds all of them. Raises `DataError` with file and line for a line that is no record, and `UsageError` for a
@@ -94,7 +97,7 @@ def read_rollout(
     watch = Watch(metrics, baseline)
     cells: dict[str, Cell] = {}
     kinds: dict[str, dict[str, Cell]] = {}
-    for record in _ordered(records(source, format, mapping, progress), sort):
+    for record in _ordered(records(source, format, mapping, progress, absent), sort):
         cell = cells.get(record.arm)
         if cell is None:
             if len(cells) == MOST_ARMS:
@@ -115,6 +118,8 @@ def read_rollout(
             watch.add(unit)
     _check_arms(list(cells), baseline)
     arms = [arm for arm in sorted(cells) if arm != baseline]
+    known = [units.known(place) for place in range(len(metrics))]
+    only_true = [_only_true(metric, units, place) for place, metric in enumerate(metrics)]
     unit_of_cost = next((u for u in ("price", "device_seconds") if all(c.has_all(u) for c in cells.values())), None)
 
     def measures(cell: Cell) -> dict[str, Any]:
@@ -128,10 +133,17 @@ def read_rollout(
         {arm: measures(cells[arm]) for arm in order},
         {k: {arm: measures(kinds[k][arm]) for arm in order if arm in kinds[k]} for k in sorted(kinds)},
         "currency" if unit_of_cost == "device_seconds" and price_per_hour is not None else unit_of_cost,
-        tuple(watch.judge(arms, rules.alpha, rules.candidates, known=units.known)),
+        tuple(watch.judge(arms, rules.alpha, rules.candidates, known=known, only_true=only_true)),
         "cluster" if units.clusters else "request",
         tuple(_notes(source, units, watch, rules, arms, sort=sort)),
     )
+
+
+def _only_true(metric: Metric, units: Units, place: int) -> bool:
+    """Whether the metric's flag is true wherever the log has it, and is not there elsewhere: a log of events. What
+    counts as bad of `accepted` is that it is false."""
+    true, false = (units.fine, units.bad) if metric.good else (units.bad, units.fine)
+    return metric.limit is None and bool(true[place] and units.silent[place]) and not false[place]
 
 
 def _ordered(found: Iterable[Record], sort: bool) -> Iterator[Record]:
@@ -181,7 +193,15 @@ def _notes(
             f"the last {units.waiting} requests are more than a day ahead of all before them and not judged yet: "
             f"{AGREE} show that it is a gap in the log and no wrong clock"
         )
-    missing = [m.name for m, known in zip(watch.metrics, units.known, strict=True) if not (known or m.named)]
+    for place, metric in enumerate(watch.metrics):
+        if _only_true(metric, units, place):
+            true, field = units.fine if metric.good else units.bad, RATES[metric.name]  # type: ignore[index]
+            yield (
+                f"`{field}` is true in all of the {true[place]} requests that have it and absent in "
+                f"{units.silent[place]}: a rate needs both, so {metric.name} is not judged (write false as well; or, "
+                f"where absent means no, add --absent {field}=false)"
+            )
+    missing = [m.name for place, m in enumerate(watch.metrics) if not (units.known(place) or m.named)]
     if missing:
         yield f"the log says nothing about: {', '.join(missing)}; not judged, though counted among the tests"
     if not units.clusters:

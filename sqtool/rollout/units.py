@@ -60,14 +60,22 @@ class Units:
         self._open: dict[int, _Open] = {}
         self._order: deque[int] = deque()
         self._seen: set[int] = set()
-        self.known = [False] * len(self._events)
-        """For each metric, whether any request says anything about it."""
+        self.bad = [0] * len(self._events)
+        """For each metric, requests that say that it happened."""
+        self.fine = [0] * len(self._events)
+        """For each metric, requests that say that it did not."""
+        self.silent = [0] * len(self._events)
+        """For each metric, requests that say nothing about it."""
         self.alone = 0
         """Requests without a cluster."""
         self.later = 0
         """Requests that came after their cluster's window."""
         self.elsewhere = 0
         """Requests in a window that another arm had opened."""
+
+    def known(self, place: int) -> bool:
+        """Whether any request says anything about the metric."""
+        return bool(self.bad[place] or self.fine[place])
 
     @property
     def clusters(self) -> int:
@@ -91,8 +99,8 @@ class Units:
         """The units that this record completes: those whose window it shows to be over, or itself."""
         bad = tuple([event(record) for event in self._events])
         for place, happened in enumerate(bad):
-            if happened is not None:
-                self.known[place] = True
+            counted = self.silent if happened is None else self.bad if happened else self.fine
+            counted[place] += 1
         key = None if record.cluster is None else hash(record.cluster)
         done: list[Unit] = []
         for now, _, request in self._clock.tell(record.timestamp, _Request(record.arm, key, bad)):

@@ -27,6 +27,9 @@ from sqtool.rollout.units import Unit
 Outcome = Literal["HARM", "NO_HARM", "KEEP_WATCHING"]
 
 
+ONLY_TRUE = "the log says only where it happened, so there is no rate to compare"
+
+
 @dataclass(frozen=True)
 class MetricVerdict:
     """One metric of one candidate arm. `evidence` speaks of the bad event; `p_adjusted` is Holm's."""
@@ -99,11 +102,19 @@ class Watch:
                 comparisons[place].add(candidate, value)
 
     def judge(
-        self, arms: Sequence[str], alpha: float, candidates: int | None = None, *, known: Sequence[bool] | None = None
+        self,
+        arms: Sequence[str],
+        alpha: float,
+        candidates: int | None = None,
+        *,
+        known: Sequence[bool] | None = None,
+        only_true: Sequence[bool] = (),
     ) -> list[ArmVerdict]:
         """The verdicts on these candidate arms (one without a complete unit is undecided).
 
         `known` says for each metric whether the log has any data on it; without, it is left out unless named.
+        `only_true` says whether the log has its flag only where it is true. Every rate is the same then, whatever
+        happened, and nothing may be concluded: such a metric is left out, or undecided where it is named.
         """
         number = max(len(arms), candidates or 0)
         tests = number * len(self.metrics)
@@ -119,7 +130,10 @@ class Watch:
             found = []
             for place, metric in enumerate(self.metrics):
                 p_adjusted, e = next(adjusted), evidence[arm][place]
-                if known is None or known[place] or metric.named:
+                if place < len(only_true) and only_true[place]:
+                    if metric.named:
+                        found.append(MetricVerdict(metric, "KEEP_WATCHING", ONLY_TRUE, e, p_adjusted))
+                elif known is None or known[place] or metric.named:
                     found.append(_metric_verdict(metric, e, p_adjusted, alpha, alpha / number))
             verdicts.append(ArmVerdict(arm, _overall(found), tuple(found)))
         return verdicts

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from sqtool.release.check import check_release
 from sqtool.release.manifest import MANIFEST
 from sqtool.release.spec import ReleaseSpec
 
-from .conftest import RECIPE, Case, check
+from .conftest import RECIPE, Case, check, make_case
 
 
 @pytest.fixture(params=["memory", "local"])
@@ -103,6 +105,74 @@ def test_another_upload_of_the_same_version_stops_at_the_claim(case: Case, url: 
     assert not fs.exists(f"{home}/v1/config.json")
 
 
+@pytest.mark.parametrize("how", ["another error", "no condition"])
+def test_stores_that_know_claims_only_half(
+    case: Case, url: str, monkeypatch: pytest.MonkeyPatch, how: str, tmp_path: Path
+) -> None:
+    """A store whose refusal its client does not take for FileExistsError, and one that ignores the condition."""
+    fs, home = stored(url)
+    pipe = type(fs).pipe_file
+
+    def half(self: Any, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        if mode == "create" and how == "another error" and self.exists(path):
+            raise OSError(errno.EINVAL, "At least one of the pre-conditions you specified did not hold")
+        pipe(self, path, value, **options)
+
+    monkeypatch.setattr(type(fs), "pipe_file", half)
+    with monkeypatch.context() as patched:
+        patched.setattr("sqtool.release.upload._point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(type(fs), "put_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            case.publish(spec={"to": url})
+    assert fs.exists(f"{home}/.v1.claim")
+    if how == "another error":
+        case.recipe_text = RECIPE + "seed: 1\n"
+        with pytest.raises(UsageError, match="being uploaded by somebody else"):
+            case.publish(spec={"to": url}, root=tmp_path / "another machine")
+        case.recipe_text = RECIPE
+    case.publish(spec={"to": url})
+    assert fs.cat_file(f"{home}/latest") == b"v1\n"
+
+
+def test_a_claim_that_was_overwritten_ends_the_upload_before_the_manifest(
+    case: Case, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs, home = stored(url)
+    put = type(fs).put_file
+
+    def overwritten(self: Any, local: str, remote: str, **options: Any) -> None:
+        put(self, local, remote, **options)
+        self.pipe_file(f"{home}/.v1.claim", b"0" * 64)
+
+    monkeypatch.setattr(type(fs), "put_file", overwritten)
+    with pytest.raises(UsageError, match="being uploaded by somebody else"):
+        case.publish(spec={"to": url})
+    assert not fs.exists(f"{home}/v1/{MANIFEST}")
+
+
+def test_an_upload_that_ended_before_the_claim_is_not_written_over(
+    case: Case, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The other publisher looked for the version, then this one uploaded it and removed its claim."""
+    from sqtool.release import upload
+
+    fs, home = stored(url)
+    claim = upload._claim
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr(upload, "_claim", claim)
+        case.publish(spec={"to": url})
+        claim(*arguments)
+
+    monkeypatch.setattr(upload, "_claim", overtaken)
+    other = make_case(tmp_path / "another machine")
+    other.recipe_text = RECIPE + "seed: 1\n"
+    with pytest.raises(UsageError, match="never overwritten"):
+        other.publish(spec={"to": url})
+    assert b"seed: 1" not in fs.cat_file(f"{home}/v1/RECIPE.yaml")
+    assert not fs.exists(f"{home}/.v1.claim")
+
+
 def test_killed_between_manifest_and_pointer(case: Case, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case.publish(spec={"to": url})
     case.recipe_text = RECIPE + "seed: 1\n"
@@ -159,7 +229,9 @@ def test_a_file_url_is_a_folder(case: Case, tmp_path: Path) -> None:
     ("to", "told"),
     [("nonesuch://bucket", "nonesuch"), ("s3://bucket/x", "s3fs")],
 )
-def test_protocols_that_are_not_installed(case: Case, to: str, told: str) -> None:
+def test_protocols_that_are_not_installed(case: Case, to: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # what it loaded before
     with pytest.raises(UsageError, match=told):
         case.publish(spec={"to": to})
     place = case.releases / "awq4" / "v1"

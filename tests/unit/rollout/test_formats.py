@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqtool.errors import UsageError
-from sqtool.rollout.formats import GATEWAY, FieldError, Reader, detect, parse_mapping
+from sqtool.rollout.formats import GATEWAY, FieldError, Reader, detect, parse_absent, parse_mapping
 from sqtool.rollout.record import FIELDS, REQUIRED, Record, json_schema
 
 LITELLM: dict[str, Any] = {
@@ -201,3 +201,19 @@ def test_any_object_is_a_record_or_a_field_error(value: dict[str, Any]) -> None:
         assert record.arm
         assert record.e2e_ms is None or record.e2e_ms >= 0
         json.dumps(record.arm)
+
+
+def test_flags_of_which_no_word_means_no() -> None:
+    assert parse_absent(["corrected=false", "retried=FALSE"]) == {"corrected", "retried"}
+    assert Reader("sqtool", None, ["corrected"]).record({"arm": "a", "timestamp": 1}).corrected is False
+    assert (
+        Reader("sqtool", None, ["corrected"]).record({"arm": "a", "timestamp": 1, "corrected": True}).corrected is True
+    )
+    for text, expected in (
+        ("corected=false", "did you mean 'corrected'"),
+        ("e2e_ms=false", "no flag"),
+        ("corrected=true", "corrected=false"),
+    ):
+        with pytest.raises(UsageError) as error:
+            parse_absent([text])
+        assert expected in f"{error.value} {error.value.remedy}"

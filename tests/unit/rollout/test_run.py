@@ -168,3 +168,43 @@ def test_a_margin_of_what_the_log_has_does_not_wait_for_the_rest(write_log: Writ
         assert read_rollout([path], with_options(Rules(), margins=margins)).outcome == "NO_HARM", margins
     asked = read_rollout([path], with_options(Rules(), margins=["failure=0.02", "retry=0.02"]))
     assert asked.outcome == "KEEP_WATCHING", "a rate that was asked for is not left out"
+
+
+@pytest.mark.parametrize("margins", [(), ("correction=0.02",)])
+def test_a_log_of_events_shows_no_rate(write_log: WriteLog, margins: tuple[str, ...]) -> None:
+    records = [
+        {name: record[name] for name in ("arm", "timestamp", *(["corrected"] if record["corrected"] else []))}
+        for record in lines(6000, {"baseline": 0.02, "w4": 0.3})
+    ]
+    path, rules = str(write_log(records)), with_options(Rules(), margins=margins)
+    result = read_rollout([path], rules)
+    assert result.outcome == "KEEP_WATCHING"
+    judged = {verdict.metric.name: verdict for verdict in result.verdicts[0].metrics}
+    if margins:
+        assert "only where it happened" in judged["correction"].reason
+    else:
+        assert "correction" not in judged
+    assert any("`corrected` is true in all of the" in note and "--absent" in note for note in result.notes)
+    meant = read_rollout([path], rules, absent=("corrected",))
+    assert meant.outcome == "HARM"
+    assert not any("--absent" in note for note in meant.notes)
+
+
+def test_accepted_only_where_it_is_true_shows_no_rate_either(write_log: WriteLog) -> None:
+    records = lines(3000, {"baseline": 0.1, "w4": 0.1})
+    for number, record in enumerate(records):
+        del record["accepted"]
+        if number % 3:
+            record["accepted"] = True
+    result = read_rollout([str(write_log(records))], Rules())
+    assert "acceptance" not in {verdict.metric.name for verdict in result.verdicts[0].metrics}
+    assert any("`accepted` is true in all of the 2000 requests" in note for note in result.notes)
+
+
+def test_what_nobody_did_is_a_rate(write_log: WriteLog) -> None:
+    """`false` where it is known, and not known elsewhere: nobody corrected."""
+    records = lines(3000, {"baseline": 0.0, "w4": 0.0})
+    for record in records[::5]:
+        del record["corrected"]
+    result = read_rollout([str(write_log(records))], Rules())
+    assert "correction" in {verdict.metric.name for verdict in result.verdicts[0].metrics}

@@ -26,7 +26,7 @@ def asked(time: float, user: str | None, corrected: bool | None = None, arm: str
 def test_a_request_without_a_user_is_a_unit_at_once() -> None:
     found = units()
     assert found.add(asked(0, None, True)) == [Unit("a", (1.0, None))]
-    assert (found.alone, found.clusters, found.known) == (1, 0, [True, False])
+    assert (found.alone, found.clusters, [found.known(0), found.known(1)]) == (1, 0, [True, False])
 
 
 def test_a_user_counts_once_by_the_share_within_the_window() -> None:
