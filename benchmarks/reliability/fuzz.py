@@ -1,6 +1,6 @@
 """Hostile input in large numbers: how often each reader of sqtool ended how. Prints a Markdown table.
 
-    python benchmarks/reliability/fuzz.py [--recipes 10000] [--others 2000] [--seed 0] [--only recipes,verify]
+    python -m benchmarks.reliability.fuzz [--recipes 10000] [--others 2000] [--seed 0] [--only recipes,verify]
 
 Exit code 1 when any case ended as it must not: a traceback, an error without a remedy, or a recipe's problem without a
 line. The first such cases are printed with the bytes that cause them.
