@@ -15,8 +15,9 @@ from tests.faults.lab import CASES, Lab, Row
 from tests.faults.process import Sqtool
 
 CANCELLED = (130, 0)
-ABORTED = (4, 0, -6, -11)
-"""Native libraries abort or crash where they get no memory; nobody can catch that."""
+ABORTED = (4, 0, -6, -11, 127)
+"""Native libraries abort or crash where they get no memory, and the dynamic loader gives up with 127 ("Inconsistency
+detected by ld.so"); nobody can catch that."""
 
 
 def can_mount() -> bool:
