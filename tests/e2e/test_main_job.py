@@ -8,8 +8,11 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+
+from tests.e2e.action_runner import Job
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,3 +114,23 @@ def test_a_regressed_checkpoint_is_refused(project: Path, passed: subprocess.Com
     verdict = json.loads((project / "artifacts" / "runs" / "regresses" / "gate" / "verdict.json").read_text())
     assert verdict["outcome"] == "REGRESSED"
     assert verdict["control"]["deterministic"], "vLLM on a CPU gave other answers the second time"
+
+
+@pytest.mark.parametrize(("recipe", "code", "verdict"), [("passes", 0, "PASS"), ("regresses", 1, "REGRESSED")])
+def test_the_github_action_on_the_same_recipes(
+    project: Path, passed: subprocess.CompletedProcess[str], tmp_path: Path, recipe: str, code: int, verdict: str
+) -> None:
+    """All of action.yml's own steps, with the sqtool and the vLLM of this checkout."""
+    assert passed.returncode == 0
+    job = Job(project, tmp_path, {"recipe": f"{recipe}.yaml"})
+    outputs = job.run()
+    assert (job.code, outputs["exit-code"], outputs["verdict"]) == (code, str(code), verdict), job.log[-3000:]
+    assert outputs["outcome"] == ("refused" if code else "released")
+    assert bool(outputs["release"]) == (code == 0)
+    assert not code or "::error" in job.log
+    assert verdict in (tmp_path / "summary.md").read_text()
+    uploaded = dict(job.used)["actions/upload-artifact"]
+    files = {path.name for path in Path(uploaded["path"]).iterdir()}
+    assert {"junit.xml", "comment.md", "report.md", "run.json", "verdict.json"} <= files
+    junit = ElementTree.parse(Path(uploaded["path"]) / "junit.xml").getroot()
+    assert bool(list(junit.iter("failure"))) == bool(code)
