@@ -24,6 +24,7 @@ from sqtool.release.manifest import verify_manifest
 from tests.faults.project import Project
 
 STAGES = ("calibrate", "quantize", "evaluate", "gate", "speculate", "approve", "release")
+SMALL, AROUND = 1 << 18, 60
 CLOCK = frozenset(
     "build built_from started seconds start_seconds created peak_rss_bytes "
     # How often it had to ask, and what it found there, depends on what was disturbed; the answers do not.
@@ -81,11 +82,23 @@ def _finished(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(_content(path)).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".log"
-    }
+    """By name: the content of small text files, so that a difference can be shown, and the hash of others."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix != ".log":
+            data = _content(path)
+            small = path.suffix in (".json", ".jsonl", ".md") and len(data) <= SMALL
+            digest = hashlib.sha256(data).hexdigest()
+            found[path.relative_to(folder).as_posix()] = data.decode("latin-1") if small else digest
+    return found
+
+
+def _first_difference(mine: str, theirs: str) -> str:
+    place = next(
+        (at for at, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs))
+    )
+    begin = max(0, place - AROUND)
+    return f"...{mine[begin : place + AROUND]!r} instead of ...{theirs[begin : place + AROUND]!r}"
 
 
 def _content(path: Path) -> bytes:
@@ -138,6 +151,8 @@ def differences(now: Snapshot, reference: Snapshot, *, whole: bool) -> list[str]
         for name in sorted(mine.keys() | theirs.keys()):
             if mine.get(name) != theirs.get(name):
                 what = "missing" if name not in mine else "extra" if name not in theirs else "differs"
+                if what == "differs":
+                    what += ": " + _first_difference(mine[name], theirs[name])
                 found.append(f"{folder}/{name}: {what}")
     return found
 
