@@ -53,7 +53,8 @@ def carry_head(model: Path, checkpoint: Path) -> list[str]:
     if head_layers(config) == 0 or quantization.get("quant_method") != "compressed-tensors":
         return []
     head = head_tensors(config, read_checkpoint(model))
-    missing = {name: prefix for name, prefix in head.items() if name not in read_checkpoint(checkpoint)}
+    there = read_checkpoint(checkpoint)
+    missing = {name: prefix for name, prefix in head.items() if name not in there}
     if not missing:
         return []
     from compressed_tensors.utils import save_mtp_tensors_to_checkpoint

@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sqtool.cores import usable_cores
+
 PYTHON_FIRST, PYTHON_END = (3, 11), (3, 15)
 FREE_DISK_GB = 5.0
 """A run of the reference pair writes under 1 GB; the rest is for the candidate of a model of some billions."""
@@ -285,7 +287,7 @@ def check_memory() -> Check:
 
 def check_cores() -> Check:
     """Processor cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     ok = cores >= 2
     detail = f"{cores} usable" + ("" if ok else ": vLLM's own loop and the model would share it")
     return Check("cores", ok, detail, "" if ok else "Give the machine or container at least 2 cores.")

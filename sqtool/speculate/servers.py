@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import TracebackType
 
 from evals.server import VllmServer
 from evals.spec import EngineSpec
+from sqtool.cores import usable_cores
 from sqtool.progress import Progress
 from sqtool.speculate.arms import Arm
 from sqtool.speculate.remote import Server, UrlServer, naming
@@ -27,7 +27,7 @@ def at_once(device: str, engines: Sequence[EngineSpec], cores: int | None = None
         return AT_ONCE_ON_A_CPU
     if any(engine.kv_cache_memory_bytes is None for engine in engines):
         return 1
-    return max(1, (cores or len(os.sched_getaffinity(0))) // CORES_OF_A_START)
+    return max(1, (cores or usable_cores()) // CORES_OF_A_START)
 
 
 class Servers:
