@@ -55,7 +55,9 @@ class Follower:
 
     def after(self, answers: Mapping[str, Sequence[Answer]]) -> None:
         """Look if a batch is complete; raises `EnoughError` when that was enough. `answers` has, by id, the items of
-        which every answer is there."""
+        which every answer is there. Answers that still come in before the asking has ended change nothing."""
+        if self.decision != "go_on":
+            return
         while self._answered < len(self.items) and self.items[self._answered].id in answers:
             self._answered += 1
         # The last item needs no look: then everything is there, and the gate decides. But that all answers happen to be

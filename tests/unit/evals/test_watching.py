@@ -120,6 +120,23 @@ def test_where_it_ends_does_not_depend_on_when_answers_came() -> None:
     assert ends == [(32, [16, 16])] * 3
 
 
+def test_answers_that_come_in_after_the_end_change_nothing() -> None:
+    """One answer was late and completed a batch; others were on their way when the asking was told to end."""
+    from evals.items import Item
+
+    watch = Recording("all")
+    items = [Item.model_validate(text_row(i, "x")) for i in range(60)]
+    follower = Follower(watch, "t", items, lambda item, _: {"id": item.id})
+    order = [item.id for item in follower.items]
+    late = order[20]
+    follower.after(dict.fromkeys([name for name in order[:50] if name != late], ()))
+    with pytest.raises(EnoughError):
+        follower.after(dict.fromkeys(order[:50], ()))
+    follower.after(dict.fromkeys(order[:51], ()))
+    assert (follower.shown, follower.decision) == (32, "all")
+    assert [len(batch) for batch in watch.looks] == [16, 16]
+
+
 @pytest.mark.parametrize(("fickle", "items", "stable"), [(0, 101, True), (5, 2 * N - 1, False)])
 def test_an_engine_that_does_not_agree_with_itself_is_caught(
     project: Path,
