@@ -73,6 +73,7 @@ def quantize(
             batch_size=spec.batch_size,
             precision=spec.precision,
             layers=out / LAYERS,
+            sequential_offload_device=spec.sequential_offload_device,
             layer_report=spec.layer_report,
             zero_groups=spec.zero_groups,
             calibrate_all_experts=spec.calibrate_all_experts,

@@ -87,6 +87,9 @@ class QuantizeSpec(Spec):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What calibration computes in. `auto` is the model's own dtype on an accelerator, and float32 on a CPU: many
     have no 16-bit arithmetic and emulate it slowly. The checkpoint keeps the model's dtype."""
+    sequential_offload_device: Literal["auto", "cpu"] = "auto"
+    """Where the hidden states of the calibration rows wait between two decoder layers. `auto` keeps them on the
+    accelerator where a quarter of its free memory holds them, which saves two copies a layer; else host memory does."""
     layer_report: Literal["weights", "outputs", "off"] = "weights"
     """What layers.jsonl and its plot say of each layer: the error of its weights and its scales (`weights`), also the
     error of its outputs on calibration rows (`outputs`, which costs about one more pass), or nothing."""

@@ -32,6 +32,7 @@ class Job:
     precision: str
     layers: Path
     """JSON lines file for what each layer lost, written as the work goes on."""
+    sequential_offload_device: Literal["auto", "cpu"] = "auto"
     layer_report: Literal["weights", "outputs", "off"] = "weights"
     zero_groups: Literal["stop", "allow"] = "stop"
     calibrate_all_experts: bool = True

@@ -110,44 +110,44 @@ class LayerWatch:
         scale = module.weight_scale.to(self._stored).to(module.weight_scale.dtype)
         whole = getattr(module, "weight_global_scale", None)
         shown = scale.float() if whole is None else scale.float() / whole.float()
-        if not (torch.isfinite(shown).all() and (shown > 0).all()):
+        now = module.weight
+        before = self._before.get(module, now)
+        rounded = fake_quantize(now, scale, getattr(module, "weight_zero_point", None), arguments, whole)
+        empty = flatten_for_calibration(rounded, "weight", arguments).abs().amax((0, -1)) == 0
+        lost = rounded - before
+        pairs = {"weight_error": (lost, before)}
+        if kept := self._inputs.pop(module, None):
+            seen = torch.cat(kept)
+            pairs["output_error"] = (seen @ lost.T, seen @ before.T)
+        # Everything is asked of the device at once: each question by itself would wait for all work before it.
+        asked = [(torch.isfinite(shown) & (shown > 0)).all(), empty.sum(), *shown.aminmax(), shown.median()]
+        asked += [torch.linalg.vector_norm(tensor, dtype=torch.float32) for pair in pairs.values() for tensor in pair]
+        usable, zeros, low, high, median, *norms = torch.stack([figure.double() for figure in asked]).tolist()
+        if not usable:
             raise InfrastructureError(
                 f"{name} got a scale that is zero or not finite",
                 remedy="Look for NaN in the model's weights, or leave the layer out with ignore.",
             )
-        now = module.weight
-        before = self._before.get(module, now)
-        rounded = fake_quantize(now, scale, getattr(module, "weight_zero_point", None), arguments, whole)
-        zeros = int((flatten_for_calibration(rounded, "weight", arguments).abs().amax((0, -1)) == 0).sum())
         if zeros and self._zero_groups == "stop":
             raise InfrastructureError(
-                f"{name}: {zeros} of its {shown.numel()} groups of weights are nothing but zeros",
+                f"{name}: {zeros:.0f} of its {shown.numel()} groups of weights are nothing but zeros",
                 remedy="Look at the model's weights; if they were padded with zeros on purpose, set "
                 "quantize.zero_groups: allow.",
             )
-        line: dict[str, Any] = {
+        errors = zip(pairs, norms[::2], norms[1::2], strict=True)
+        return {
             "name": name,
             "method": method,
             "rows": before.shape[0],
             "columns": before.shape[1],
             "bits": arguments.num_bits,
-            "weight_error": _relative(rounded - before, before),
+            # Root mean squares, one over the other; 0 for 0 over 0.
+            **{key: error / size if size else 0.0 for key, error, size in errors},
+            "scale": {"min": low, "median": median, "max": high},
+            "zero_groups": int(zeros),
         }
-        if kept := self._inputs.pop(module, None):
-            seen = torch.cat(kept)
-            line["output_error"] = _relative(seen @ (rounded - before).T, seen @ before.T)
-        line["scale"] = {"min": float(shown.min()), "median": float(shown.median()), "max": float(shown.max())}
-        return {**line, "zero_groups": zeros}
 
 
 def _observed(modules: Iterable[torch.nn.Module]) -> list[Any]:
     """Those that the method at work will round: it has attached an observer to their weights."""
     return [module for module in modules if hasattr(module, "weight_observer")]
-
-
-def _relative(difference: torch.Tensor, reference: torch.Tensor) -> float:
-    """Root mean square of `difference` over that of `reference`; 0 for 0 over 0."""
-    # Summed in float32 without a copy of the tensors in it; one wait for the device instead of two.
-    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in (difference, reference)]
-    error, size = torch.stack(norms).tolist()
-    return float(error / size) if size else 0.0

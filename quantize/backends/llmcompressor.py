@@ -38,6 +38,8 @@ FAILURES = (
 TELLING = ("Hessian inversion failed", "Skipping smooth_layer", "NaN")
 
 
+STATES_SHARE = 0.25
+"""Of the accelerator's free memory for hidden states between decoder layers; the layer at work needs the rest."""
 MASKED = ("awq",)
 """Methods whose loss llm-compressor can restrict to some tokens."""
 
@@ -68,6 +70,7 @@ class LlmCompressor:
 
 
 def _run(job: Job, progress: Progress, notes: list[str]) -> Outcome:
+    from compressed_tensors.offload import disable_onloading
     from transformers import set_seed
 
     set_seed(job.seed)
@@ -76,7 +79,8 @@ def _run(job: Job, progress: Progress, notes: list[str]) -> Outcome:
         model = _load(job, computed)
     details = _compress(model, job, stored, progress, notes)
     quantized = {name: module for name, module in model.named_modules() if _quantized(module)}
-    weights = sum(module.weight.numel() for module in quantized.values())
+    with disable_onloading():  # counting brings no weight to the accelerator
+        weights = sum(module.weight.numel() for module in quantized.values())
     with progress.task("quantize: write the checkpoint"):
         _save(model, job, stored, cast=stored != computed)
     details["computed_in"], details["stored_in"] = (str(x).removeprefix("torch.") for x in (computed, stored))
@@ -150,6 +154,7 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
             recipe=recipe,
             dataset=data,
             use_loss_mask=masked,
+            sequential_offload_device=_states_device(model, job),
             moe_calibrate_all_experts=job.calibrate_all_experts,
             trust_remote_code_model=job.trust_remote_code,
         )
@@ -159,6 +164,23 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
     cache, found = summarize(watches.cache_lines)
     notes += found
     return {"kv_cache": cache}
+
+
+def _states_device(model: Any, job: Job) -> str:
+    """Where calibration keeps hidden states between two decoder layers, in torch's words."""
+    import torch
+
+    from quantize.backends.rows import shape_of
+    from quantize.preflight.memory import Load, states_bytes
+
+    if job.tokens is None or job.sequential_offload_device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    rows, length = shape_of(job.tokens)
+    config = model.config.get_text_config()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    load = Load(rows * length, job.batch_size, length, model.dtype.itemsize)
+    free, _ = torch.cuda.mem_get_info()
+    return "cuda" if states_bytes(config.hidden_size, head, load) <= free * STATES_SHARE else "cpu"
 
 
 def _save(model: Any, job: Job, stored: torch.dtype, *, cast: bool) -> None:

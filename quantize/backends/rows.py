@@ -31,6 +31,13 @@ def read_rows(model: Any, tokens: Path) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "position_ids": place} for row, place in zip(ids, places, strict=True)]
 
 
+def shape_of(tokens: Path) -> tuple[int, int]:
+    """(rows, row length), from the header."""
+    with safe_open(tokens, framework="pt") as kept:
+        rows, length = kept.get_slice("input_ids").get_shape()
+    return int(rows), int(length)
+
+
 def has_loss_mask(tokens: Path) -> bool:
     """Do the rows say which tokens the loss looks at?"""
     with safe_open(tokens, framework="pt") as kept:

@@ -14,8 +14,8 @@ LIBRARIES = 800_000_000
 gives the peaks that were seen for a 14 M model within 10 % where data was looked at, and too much without data."""
 RULE = (
     "host: libraries + the model in the type that is computed in + of the calibration tokens the hidden states twice, "
-    "the attention masks of their rows and the positions' embeddings; "
-    "device: one decoder layer + a batch inside it or a batch of logits + what "
+    "the attention masks of their rows and the positions' embeddings (on the device where a quarter of its free memory "
+    "holds them); device: one decoder layer + a batch inside it or a batch of logits + what "
     "the method keeps (GPTQ: a Hessian for each layer of the block and two for the one at hand; AWQ: the block's "
     "weights again and the inputs of its parts); without an accelerator the host holds both"
 )
@@ -53,8 +53,7 @@ def peak_memory(model: Model, calibration: Mapping[str, str], load: Load, *, acc
     largest = max(blocks.values(), key=lambda layers: sum(x.weights for x in layers), default=[])
     looks = any(kind != "none" for kind in calibration.values())
     hidden = _hidden(model)
-    kept = 2 * hidden + load.row_length + 2 * _head(model, hidden)
-    cached = load.tokens * kept * load.bytes_per_value if looks else 0
+    cached = states_bytes(hidden, _head(model, hidden), load) if looks else 0
     batch = load.batch_size * load.row_length
     vocabulary = int(model.config.get("vocab_size") or 0)
     inside = batch * max((x.rows + x.columns for x in largest), default=0) * 2 * load.bytes_per_value
@@ -63,6 +62,12 @@ def peak_memory(model: Model, calibration: Mapping[str, str], load: Load, *, acc
     block = sum(x.weights for x in largest) * load.bytes_per_value
     host = LIBRARIES + weights + cached
     return Peak(host, block + work) if accelerator else Peak(host + work, 0)
+
+
+def states_bytes(hidden: int, head: int, load: Load) -> int:
+    """What calibration keeps between two decoder layers: `hidden` values of a token before and after a layer, each
+    row's attention mask, the positions' embeddings for heads of `head` values."""
+    return load.tokens * (2 * hidden + load.row_length + 2 * head) * load.bytes_per_value
 
 
 def _kept(layers: list[Linear], calibration: Mapping[str, str], load: Load) -> int:
