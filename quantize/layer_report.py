@@ -45,8 +45,8 @@ def draw(lines: list[dict[str, Any]], plot: Path) -> bool:
 
     # No fonts as paths and no random ids: a smaller file, and the same for the same numbers.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sqtool"}):
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(10, 4))
+        axes = figure.subplots(gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.12, "top": 0.96})
         for key, label in ERRORS.items():
             points = [(place, line[key]) for place, line in enumerate(lines) if key in line]
             if points:

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def main() -> int:
     parser.add_argument("--further", action=argparse.BooleanOptionalAction, default=True, help="n-gram and FP8 KV arms")
     parser.add_argument("--kv-gib", type=float, default=1.0, help="KV cache of each server")
     args = parser.parse_args()
+    if find_spec("cyclonedx") is None:
+        # Better now than at the release, a quarter of an hour later.
+        parser.error("the release needs cyclonedx-python-lib: pip install 'cyclonedx-python-lib[json-validation]'")
     args.out.mkdir(parents=True, exist_ok=True)
     loads, lengths = ([int(part) for part in text.split(",") if part] for text in (args.loads, args.sweep))
     made = recipe(loads, lengths, args.kv_gib, further=args.further)
@@ -119,8 +123,8 @@ def main() -> int:
             shutil.copyfile(found, args.out / found.name)
     print(heading(machine(), "python -m benchmarks.gpu.main_job"))
     print(f"exit code {done.returncode}, {seconds:.0f} s\n")
-    rows = [[stage["name"], stage.get("status", "-"), shown(stage.get("seconds"), 1)] for stage in document["stages"]]
-    print(markdown(("stage", "status", "seconds"), rows))
+    rows = [[stage["name"], stage["state"], shown(stage.get("seconds"), 1)] for stage in document["stages"]]
+    print(markdown(("stage", "state", "seconds"), rows))
     release = pipeline.ROOT / "artifacts/releases/gpu-main/latest"
     if release.exists():
         said = answered(release.resolve(), {**pipeline.ON_GPU, **made["engine"]}, args.out / "served.log")
