@@ -9,12 +9,13 @@ whose own parent died still belongs to it. Exit status: the command's, 128 + n w
 
 vLLM leaves its sockets and rendezvous files in the temporary folder when it is killed. The command therefore gets a
 temporary folder of its own, which goes when everything else has gone; only torch's compiler keeps what it made for
-the next start.
+the next start. Of a guard that was killed with -9 the next one removes it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import select
 import shutil
@@ -31,6 +32,9 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 STRAGGLERS = 1.0
 """Seconds; Python's resource tracker, which removes shared memory, needs a few hundredths."""
+PREFIX, LOCK = "sqtool-vllm-", "guard.lock"
+FORGOTTEN = 3600.0
+"""Seconds from which on a folder whose lock nobody holds is no one's: younger ones may be about to be locked."""
 LONGEST = 107 - len("/") - 36
 """Bytes that the path of a temporary folder may have: a socket's path ends at 107, and vLLM names its sockets by a
 UUID."""
@@ -117,12 +121,31 @@ def _temporary() -> tuple[str | None, dict[str, str]]:
     usual = tempfile.gettempdir()
     for place in (usual, "/tmp"):
         with suppress(OSError):
-            folder = tempfile.mkdtemp(prefix="sqtool-vllm-", dir=place)
+            folder = tempfile.mkdtemp(prefix=PREFIX, dir=place)
             if len(os.fsencode(folder)) <= LONGEST:
                 compiled = f"{usual}/torchinductor_{os.getuid()}"
                 return folder, {"TORCHINDUCTOR_CACHE_DIR": compiled, **os.environ, "TMPDIR": folder}
             Path(folder).rmdir()
     return None, dict(os.environ)
+
+
+def _hold(folder: str) -> None:
+    """Lock a temporary folder for as long as this process lives; other guards see by it that the folder is in use."""
+    with suppress(OSError):
+        # Never closed: the lock goes with the process. No child inherits it.
+        fcntl.flock(os.open(f"{folder}/{LOCK}", os.O_CREAT | os.O_RDWR, 0o600), fcntl.LOCK_EX)
+
+
+def _sweep(place: Path) -> None:
+    """Remove the folders in `place` of guards that could not do it themselves."""
+    for lock in place.glob(f"{PREFIX}*/{LOCK}"):
+        with suppress(OSError):
+            told = lock.lstat()
+            if lock.parent.is_symlink() or told.st_uid != os.getuid() or time.time() - told.st_mtime < FORGOTTEN:
+                continue
+            with lock.open("rb") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def main(argv: list[str]) -> int:
@@ -143,6 +166,9 @@ def main(argv: list[str]) -> int:
             os._exit(1)
 
     temporary, environment = _temporary()
+    if temporary is not None:
+        _hold(temporary)
+        _sweep(Path(temporary).parent)
     try:
         return _guarded(argv[1:], grace, parent, environment, in_child)
     finally:

@@ -288,6 +288,41 @@ def test_files_that_a_killed_command_left_are_removed(name: str, tmp_path: Path)
     assert not list((tmp_path / name).iterdir())
 
 
+def test_files_that_a_killed_guard_left_are_removed_by_the_next(tmp_path: Path) -> None:
+    """Not those of one that lives, however old, nor those of one that has only just begun."""
+    words = [sys.executable, str(Path(engine_env.__file__).with_name("guard.py")), "0", sys.executable, "-c"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    pipe = subprocess.PIPE
+
+    def guarded() -> tuple[subprocess.Popen[str], Path]:
+        guard = subprocess.Popen([*words, LEAVES_FILES], env=environment, stdin=pipe, stdout=pipe, text=True)
+        assert guard.stdout is not None
+        return guard, Path(guard.stdout.readline().strip())
+
+    def age(place: Path) -> None:
+        os.utime(place / "guard.lock", (0, 0))
+
+    killed, left = guarded()
+    living, used = guarded()
+    killed.kill()
+    killed.wait()
+    age(used)
+    next_one, _ = guarded()
+    assert left.is_dir(), "it may be about to be locked"
+    age(left)
+    last, _ = guarded()
+    assert used.is_dir()
+    assert not left.exists()
+    for guard in (living, next_one, last):
+        assert guard.stdin is not None
+        guard.stdin.close()
+        guard.wait(30)
+    for guard in (killed, living, next_one, last):
+        assert guard.stdout is not None
+        guard.stdout.close()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("weights", "activations", "flags", "reason"),
     [
