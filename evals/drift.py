@@ -23,7 +23,7 @@ from evals.layerwise import compare_layers, keep_layers
 from evals.positions import Positions, statistics
 from evals.slices import Span, by_kind, slices, tabulate
 from evals.spec import DriftSpec, EvaluateSpec
-from evals.texts import Text, batches, load_texts
+from evals.texts import Text, batches, load_texts, padded_length
 from sqtool.errors import UsageError
 from sqtool.files import canonical_json, read_json, write_json, write_text
 from sqtool.progress import SILENT, Progress
@@ -47,12 +47,11 @@ def texts_of(spec: EvaluateSpec, model: Path, root: Path, answers: Path | None =
     return load_texts(spec, _drift_spec(spec), loading.tokenizer(model), root, answers)
 
 
-def _padded(group: Sequence[Text], device: str) -> torch.Tensor:
-    """Token ids [texts, longest], padded on the right with 0."""
+def _padded(group: Sequence[Text], width: int, device: str) -> torch.Tensor:
+    """Token ids [texts, width], padded on the right with 0."""
     import torch
 
-    longest = max(len(text.tokens) for text in group)
-    rows = torch.zeros(len(group), longest, dtype=torch.long)
+    rows = torch.zeros(len(group), width, dtype=torch.long)
     for row, text in zip(rows, group, strict=True):
         row[: len(text.tokens)] = torch.tensor(text.tokens)
     return rows.to(device)
@@ -85,14 +84,15 @@ def baseline_states(
     wanted = _drift_spec(spec)
     device = loading.device(wanted.device)
     groups = batches(texts, wanted.batch_tokens)
+    widths = [padded_length(max(len(text.tokens) for text in group)) for group in groups]
     total = sum(len(text.tokens) for text in texts)
     size = 0
     with torch.inference_mode(), progress.task("drift: baseline states", total=total) as task:
         network, head = loading.load(model, device, loading.dtype(wanted.dtype, device), texts[-1].tokens)
         with stability.Monitor(network, {}) as monitor:
-            for index, group in enumerate(groups):
-                monitor.begin([len(text.tokens) for text in group], device)
-                states = _predicting(hidden_states(network, _padded(group, device)), group)
+            for index, (group, width) in enumerate(zip(groups, widths, strict=True)):
+                monitor.begin([len(text.tokens) for text in group], width, device)
+                states = _predicting(hidden_states(network, _padded(group, width, device)), group)
                 tokens = torch.tensor([token for text in group for token in text.tokens], dtype=torch.int32)
                 save_file({"hidden": states.cpu().contiguous(), "tokens": tokens}, out / _batch_name(index))
                 size += states.numel() * states.element_size()
@@ -107,6 +107,7 @@ def baseline_states(
         "scale": head.scale,
         "softcap": head.softcap,
         "layers": {name: row["activation_max"] for name, row in monitor.rows().items()},
+        "padded_to": widths,
         "batches": [
             [
                 {
@@ -205,9 +206,9 @@ def drift(
         pair = _Pair(base_head, head, rows_at_once(wanted.chunk, head.vocab, device), checks)
         spans: list[Span] = []
         with stability.Monitor(network, stability.kv_scales(candidate)) as monitor:
-            for group, kept in _batches(states, manifest, device):
-                monitor.begin([len(text.tokens) for text in group], device)
-                ours = _predicting(hidden_states(network, _padded(group, device)), group)
+            for group, width, kept in _batches(states, manifest, device):
+                monitor.begin([len(text.tokens) for text in group], width, device)
+                ours = _predicting(hidden_states(network, _padded(group, width, device)), group)
                 rows = pair.compare(group, kept, ours)
                 for span in _spans(group):
                     text_rows = rows[span.start : span.stop]
@@ -234,13 +235,16 @@ def drift(
     return summary
 
 
-def _batches(states: Path, manifest: Mapping[str, Any], device: str) -> Iterator[tuple[list[Text], torch.Tensor]]:
-    """Texts and the baseline's hidden states [positions, hidden] of each batch."""
+def _batches(states: Path, manifest: Mapping[str, Any], device: str) -> Iterator[tuple[list[Text], int, torch.Tensor]]:
+    """Of each batch its texts, the length that the baseline saw them padded to (another one rounds differently), and
+    the baseline's hidden states [positions, hidden]."""
     from safetensors import safe_open
 
-    for index in range(len(manifest["batches"])):
+    for index, texts in enumerate(manifest["batches"]):
+        # States of earlier versions were padded to the longest text.
+        width = manifest["padded_to"][index] if "padded_to" in manifest else max(text["length"] for text in texts)
         with safe_open(states / _batch_name(index), framework="pt", device=device) as tensors:
-            yield _batch(states, manifest, index), tensors.get_tensor("hidden")
+            yield _batch(states, manifest, index), width, tensors.get_tensor("hidden")
 
 
 class _Pair:
@@ -258,7 +262,12 @@ class _Pair:
         out = []
         for start in range(0, len(targets), self.step):
             part = slice(start, start + self.step)
-            base, cand = self.base.logits(kept[part]), self.cand.logits(ours[part])
+            # The last rows come with some before them: always the same shape (see `padded_length`).
+            begin = max(0, min(start, len(targets) - self.step))
+            base, cand = (
+                head.logits(states[begin : begin + self.step])[start - begin :]
+                for head, states in ((self.base, kept), (self.cand, ours))
+            )
             for side, (ids, engine) in asked.items():
                 if (ids[part, 0] >= 0).any():
                     logits = torch.log_softmax({"baseline": base, "candidate": cand}[side], -1)

@@ -100,14 +100,13 @@ class Monitor:
             if inside is not None:
                 self._watch_cache(model, attention, scales, self._layers[inside])
 
-    def begin(self, lengths: Sequence[int], device: str) -> None:
-        """The next pass has texts of these lengths, padded on the right to the longest."""
+    def begin(self, lengths: Sequence[int], width: int, device: str) -> None:
+        """The next pass has texts of these lengths, padded on the right to `width` tokens."""
         import torch
 
-        longest = max(lengths)
         ends = torch.tensor(lengths, device=device).unsqueeze(1)
-        padded = any(length < longest for length in lengths)
-        self._mask = torch.arange(longest, device=device).unsqueeze(0) < ends if padded else None
+        padded = any(length < width for length in lengths)
+        self._mask = torch.arange(width, device=device).unsqueeze(0) < ends if padded else None
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """What was seen, by layer name in the order of depth."""

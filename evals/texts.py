@@ -187,11 +187,20 @@ def load_texts(
     return sorted(kept, key=lambda text: (-len(text.tokens), text.id))
 
 
+def padded_length(tokens: int) -> int:
+    """The length that a text of so many tokens is padded to: one of eight to an octave, so that many texts make few
+    shapes. Libraries keep kernels for each shape that they have seen. No length crosses a power of two, where some
+    position embeddings change."""
+    step = max(8, (1 << (tokens - 1).bit_length()) // 16)
+    return -(-tokens // step) * step
+
+
 def batches(texts: Sequence[Text], batch_tokens: int) -> list[list[Text]]:
-    """Neighbours grouped so that count times longest is at most `batch_tokens` (a longer text stands alone)."""
+    """Neighbours grouped so that count times padded length is at most `batch_tokens` (a longer text stands alone)."""
     groups: list[list[Text]] = []
     for text in texts:
-        if groups and (len(groups[-1]) + 1) * max(len(groups[-1][0].tokens), len(text.tokens)) <= batch_tokens:
+        longest = max(len(groups[-1][0].tokens), len(text.tokens)) if groups else 0
+        if groups and (len(groups[-1]) + 1) * padded_length(longest) <= batch_tokens:
             groups[-1].append(text)
         else:
             groups.append([text])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evals.drift import baseline_states, drift, kept_texts, texts_of
 from evals.items import Item
 from evals.spec import DriftSpec, EvaluateSpec
-from evals.texts import Text, batches, render, round_robin
+from evals.texts import Text, batches, padded_length, render, round_robin
 from sqtool.errors import DataError, InfrastructureError, UsageError
 from tests.unit.evals.builders import text_row, tool_item, tool_row
 from tests.unit.evals.tiny import save_model
@@ -206,7 +209,7 @@ def test_states_are_kept_as_they_are_and_say_what_they_weigh(project: Path, base
     assert [text.fields for text in kept_texts(states)] == [text.fields for text in texts]
     model = AutoModelForCausalLM.from_pretrained(base, dtype="bfloat16").eval()
     group = batches(texts, 600)[0]
-    rows = torch.zeros(len(group), len(group[0].tokens), dtype=torch.long)
+    rows = torch.zeros(len(group), padded_length(len(group[0].tokens)), dtype=torch.long)
     for row, text in zip(rows, group, strict=True):
         row[: len(text.tokens)] = torch.tensor(list(text.tokens))
     with torch.inference_mode():
@@ -330,7 +333,27 @@ def test_batches_respect_the_bound() -> None:
     texts = [Text(str(n), "k", tuple(range(n)), 1) for n in (50, 30, 30, 10, 9, 2)]
     groups = batches(texts, 64)
     assert [[len(t.tokens) for t in group] for group in groups] == [[50], [30, 30], [10, 9, 2]]
+    assert len(batches([Text("a", "k", tuple(range(33)), 1)] * 2, 66)) == 2, "33 tokens are padded to 40"
     assert [len(group) for group in batches(texts, 1)] == [1] * 6
+
+
+@given(st.integers(1, 200_000))
+def test_a_padded_text_is_little_longer_and_many_lengths_make_few_shapes(tokens: int) -> None:
+    width = padded_length(tokens)
+    assert tokens <= width <= max(8, math.ceil(tokens * 1.125)) or width - tokens < 8
+    assert (width - 1).bit_length() == (tokens - 1).bit_length() or tokens <= 8
+    assert padded_length(width) == width
+    assert len({padded_length(n) for n in range(513, 1025)}) == 8
+
+
+def test_states_of_an_earlier_version_are_compared_as_they_were_padded(project: Path, base: Path, near: Path) -> None:
+    first, states = _both(project, base, near)
+    manifest = json.loads((states / "states.json").read_text())
+    widths = [max(text["length"] for text in group) for group in manifest["batches"]]
+    assert all(padded >= width for padded, width in zip(manifest.pop("padded_to"), widths, strict=True))
+    (states / "states.json").write_text(json.dumps(manifest))
+    again = drift(_spec(), baseline=base, candidate=near, states=states, out=project / "out")
+    assert again["all"]["kl_mean"] == pytest.approx(first["all"]["kl_mean"], rel=1e-2)
 
 
 def test_an_answer_of_another_task_is_not_taken(project: Path, base: Path, write_jsonl: Callable[..., Path]) -> None:

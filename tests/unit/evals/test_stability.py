@@ -28,7 +28,7 @@ def seen(network: Any, scales: dict[str, Any] | None = None, pad: int = 0) -> di
     for row, length in enumerate(LENGTHS):
         tokens[row, :length] = torch.arange(1, length + 1)
     with torch.inference_mode(), Monitor(network, scales or {}) as monitor:
-        monitor.begin(LENGTHS, "cpu")
+        monitor.begin(LENGTHS, max(LENGTHS), "cpu")
         network(tokens, use_cache=False)
     return monitor.rows()
 
