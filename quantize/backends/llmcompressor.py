@@ -38,8 +38,6 @@ FAILURES = (
 TELLING = ("Hessian inversion failed", "Skipping smooth_layer", "NaN")
 
 
-STATES_SHARE = 0.25
-"""Of the accelerator's free memory for hidden states between decoder layers; the layer at work needs the rest."""
 MASKED = ("awq",)
 """Methods whose loss llm-compressor can restrict to some tokens."""
 
@@ -111,7 +109,7 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
     from quantize.backends.cache_watch import summarize
     from quantize.backends.layer_watch import LayerWatch
     from quantize.backends.modifiers import Watches, build
-    from quantize.backends.rows import has_loss_mask, isolates, loader
+    from quantize.backends.rows import has_loss_mask, isolates, loader, states_device
     from quantize.backends.same_function import FunctionWatch
     from quantize.backends.tracing import true_to_the_model
 
@@ -138,6 +136,9 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
     # Without data llm-compressor treats the model as one part.
     steps = sum(len(decoder) + 1 if made.requires_calibration_data else 1 for made in recipe)
     data = loader(model, job.tokens, job.batch_size, apart=apart) if job.tokens else None
+    kept_on = "cpu"
+    if job.tokens and job.sequential_offload_device == "auto":
+        kept_on = states_device(model, job.tokens, job.batch_size)
     first = next(iter(data)) if data else None
     if first is not None:
         first = {name: values for name, values in first.items() if name != "loss_mask"}
@@ -154,7 +155,7 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
             recipe=recipe,
             dataset=data,
             use_loss_mask=masked,
-            sequential_offload_device=_states_device(model, job),
+            sequential_offload_device=kept_on,
             moe_calibrate_all_experts=job.calibrate_all_experts,
             trust_remote_code_model=job.trust_remote_code,
         )
@@ -164,23 +165,6 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
     cache, found = summarize(watches.cache_lines)
     notes += found
     return {"kv_cache": cache}
-
-
-def _states_device(model: Any, job: Job) -> str:
-    """Where calibration keeps hidden states between two decoder layers, in torch's words."""
-    import torch
-
-    from quantize.backends.rows import shape_of
-    from quantize.preflight.memory import Load, states_bytes
-
-    if job.tokens is None or job.sequential_offload_device == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    rows, length = shape_of(job.tokens)
-    config = model.config.get_text_config()
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    load = Load(rows * length, job.batch_size, length, model.dtype.itemsize)
-    free, _ = torch.cuda.mem_get_info()
-    return "cuda" if states_bytes(config.hidden_size, head, load) <= free * STATES_SHARE else "cpu"
 
 
 def _save(model: Any, job: Job, stored: torch.dtype, *, cast: bool) -> None:

@@ -16,6 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from quantize.preflight.memory import Load, states_bytes
+
+STATES_SHARE = 0.25
+"""Of the GPU's free memory for hidden states between decoder layers; the layer at work needs the rest."""
+
 
 class _Seen(Exception):  # noqa: N818 - ends a forward pass early, nothing is wrong
     """Carries what one layer made of its input."""
@@ -31,11 +36,20 @@ def read_rows(model: Any, tokens: Path) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "position_ids": place} for row, place in zip(ids, places, strict=True)]
 
 
-def shape_of(tokens: Path) -> tuple[int, int]:
-    """(rows, row length), from the header."""
+def states_device(model: Any, tokens: Path, batch_size: int) -> str:
+    """Where hidden states of the rows best wait between two decoder layers, in torch's words: on the GPU, if
+    `STATES_SHARE` of its free memory holds them, else in host memory."""
+    config = model.config.get_text_config()
+    hidden = getattr(config, "hidden_size", None)
+    if hidden is None or not torch.cuda.is_available():
+        return "cpu"
     with safe_open(tokens, framework="pt") as kept:
         rows, length = kept.get_slice("input_ids").get_shape()
-    return int(rows), int(length)
+    # Models without attention have no heads; as large as the hidden state is then too much rather than too little.
+    head = getattr(config, "head_dim", None) or hidden // (getattr(config, "num_attention_heads", None) or 1)
+    load = Load(rows * length, batch_size, length, model.dtype.itemsize)
+    free, _ = torch.cuda.mem_get_info()
+    return "cuda" if states_bytes(hidden, head, load) <= free * STATES_SHARE else "cpu"
 
 
 def has_loss_mask(tokens: Path) -> bool:

@@ -54,3 +54,24 @@ def test_a_model_whose_mask_ignores_positions_is_noticed(
     monkeypatch.setattr(transformers.masking_utils, "find_packed_sequence_indices", lambda _positions: None)
     tokens = make_tokens(tmp_path / "tokens.safetensors")
     assert not isolates(model, model.model.layers[0], tokens)
+
+
+@pytest.mark.parametrize(("free", "device"), [(3_600_000, "cpu"), (4_400_000, "cuda")])
+def test_hidden_states_stay_on_a_gpu_with_room(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, device: str
+) -> None:
+    """They may take a quarter of what is free, here in millionths of what they take."""
+    import torch
+    from safetensors.torch import load_file
+
+    from quantize.backends.rows import states_device
+
+    tokens = make_tokens(tmp_path / "tokens.safetensors")
+    assert states_device(model, tokens, 4) == "cpu", "there is none"
+    rows, length = load_file(tokens)["input_ids"].shape
+    model = model.float()
+    head = model.config.hidden_size // model.config.num_attention_heads
+    needed = rows * length * (2 * model.config.hidden_size + length + 2 * head) * 4
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (needed * free // 1_000_000, 0))
+    assert states_device(model, tokens, 4) == device
