@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -62,9 +63,12 @@ def sqtool(*words: str, timeout: float) -> dict[str, Any]:
 def compared(name: str, model: Path, args: argparse.Namespace) -> dict[str, Any]:
     """One method: its trial and its stage."""
     path = args.work / f"{name}.yaml"
-    path.write_text(json.dumps(recipe(name, model, args)), encoding="utf-8")  # JSON is YAML
+    made = recipe(name, model, args)
+    path.write_text(json.dumps(made), encoding="utf-8")  # JSON is YAML
+    # Where the stage is done already, nothing is left to try.
+    shutil.rmtree(pipeline.ROOT / "artifacts/runs" / made["name"], ignore_errors=True)
     tried = sqtool("plan", str(path), "--trial", timeout=args.timeout)["trial"]
-    document = sqtool("quantize", str(path), "--until", "quantize", "--force", "quantize", timeout=args.timeout)
+    document = sqtool("quantize", str(path), "--until", "quantize", timeout=args.timeout)
     stage = next(entry for entry in document["stages"] if entry["name"] == "quantize")
     spent = sum(tried[key] for key in ("first", "one_few", "two_few", "one_many", "two_many"))
     return {"trial": tried, "predicted": tried["seconds"], "spent": spent, "real": stage["seconds"]}
