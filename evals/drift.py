@@ -47,6 +47,14 @@ def texts_of(spec: EvaluateSpec, model: Path, root: Path, answers: Path | None =
     return load_texts(spec, _drift_spec(spec), loading.tokenizer(model), root, answers)
 
 
+def _width(group: Sequence[Text], network: Any) -> int:
+    """What a batch is padded to; no further than the model has positions, unless a text itself goes there."""
+    longest = max(len(text.tokens) for text in group)
+    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    width = padded_length(longest)
+    return width if limit is None else max(longest, min(width, int(limit)))
+
+
 def _padded(group: Sequence[Text], width: int, device: str) -> torch.Tensor:
     """Token ids [texts, width], padded on the right with 0."""
     import torch
@@ -84,11 +92,11 @@ def baseline_states(
     wanted = _drift_spec(spec)
     device = loading.device(wanted.device)
     groups = batches(texts, wanted.batch_tokens)
-    widths = [padded_length(max(len(text.tokens) for text in group)) for group in groups]
     total = sum(len(text.tokens) for text in texts)
     size = 0
     with torch.inference_mode(), progress.task("drift: baseline states", total=total) as task:
         network, head = loading.load(model, device, loading.dtype(wanted.dtype, device), texts[-1].tokens)
+        widths = [_width(group, network) for group in groups]
         with stability.Monitor(network, {}) as monitor:
             for index, (group, width) in enumerate(zip(groups, widths, strict=True)):
                 monitor.begin([len(text.tokens) for text in group], width, device)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.drift import baseline_states, drift, kept_texts, texts_of
+from evals.drift import _width, baseline_states, drift, kept_texts, texts_of
 from evals.items import Item
 from evals.spec import DriftSpec, EvaluateSpec
 from evals.texts import Text, batches, padded_length, render, round_robin
@@ -344,6 +345,17 @@ def test_a_padded_text_is_little_longer_and_many_lengths_make_few_shapes(tokens:
     assert (width - 1).bit_length() == (tokens - 1).bit_length() or tokens <= 8
     assert padded_length(width) == width
     assert len({padded_length(n) for n in range(513, 1025)}) == 8
+
+
+def test_no_text_is_padded_beyond_the_models_positions() -> None:
+    """Learned positions end there."""
+
+    def widths(text_config: Any) -> list[int]:
+        network = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text_config))
+        return [_width([Text("a", "k", tuple(range(n)), 1)], network) for n in (60, 97, 99, 120)]
+
+    assert widths(SimpleNamespace(max_position_embeddings=100)) == [64, 100, 100, 120]
+    assert widths(SimpleNamespace()) == [64, 104, 104, 120]
 
 
 def test_states_of_an_earlier_version_are_compared_as_they_were_padded(project: Path, base: Path, near: Path) -> None:
