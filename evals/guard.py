@@ -138,7 +138,10 @@ def _hold(folder: str) -> None:
 
 def _sweep(place: Path) -> None:
     """Remove the folders in `place` of guards that could not do it themselves."""
-    for lock in place.glob(f"{PREFIX}*/{LOCK}"):
+    locks: list[Path] = []
+    with suppress(OSError):  # a folder that may not be looked into is somebody else's, and no reason not to start
+        locks = list(place.glob(f"{PREFIX}*/{LOCK}"))
+    for lock in locks:
         with suppress(OSError):
             told = lock.lstat()
             if lock.parent.is_symlink() or told.st_uid != os.getuid() or time.time() - told.st_mtime < FORGOTTEN:

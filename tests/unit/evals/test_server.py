@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,7 @@ from evals.engine_env import (
     server_environment,
     unsupported,
 )
+from evals.guard import _sweep
 from evals.server import VllmServer
 from evals.spec import EngineSpec
 from sqtool.errors import EngineError
@@ -286,6 +288,15 @@ def test_files_that_a_killed_command_left_are_removed(name: str, tmp_path: Path)
         guard.wait(30)
     assert not place.exists()
     assert not list((tmp_path / name).iterdir())
+
+
+def test_a_folder_that_may_not_be_looked_into_stops_no_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> Iterator[Path]:
+        raise PermissionError
+        yield tmp_path
+
+    monkeypatch.setattr(Path, "glob", denied)
+    _sweep(tmp_path)
 
 
 def test_files_that_a_killed_guard_left_are_removed_by_the_next(tmp_path: Path) -> None:
