@@ -143,6 +143,9 @@ def _call(args: list[str] | None) -> int:
     except KeyboardInterrupt:
         _tell("cancelled")
         return EXIT_CANCELLED
+    except MemoryError:  # before a run, which has its own words; nothing more is imported, for want of memory
+        _tell("Error: out of memory\n  Raise the limit (ulimit -v, the container's), or use a larger machine.")
+        return EXIT_INFRASTRUCTURE
     except Exception as error:  # the last line of defence: one message, the traceback in a file
         if isinstance(error, OSError) and error.errno in OUTPUT_FAILED and error.filename is None:
             raise

@@ -309,3 +309,18 @@ def test_an_error_that_nobody_reads_keeps_its_exit_code(tmp_path: Path) -> None:
     with os.fdopen(writer, "wb") as stderr:
         done = subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr, check=False, timeout=120)
     assert done.returncode == 2
+
+
+def test_no_memory_before_a_run_is_no_defect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sqtool.cli
+
+    def out_of_memory(**_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(sqtool.cli.cli, "main", out_of_memory)
+    assert sqtool.cli._call([]) == 4
+    said = capsys.readouterr().err
+    assert said.startswith("Error: out of memory\n")
+    assert "defect" not in said
