@@ -143,12 +143,14 @@ def _call(args: list[str] | None) -> int:
     except KeyboardInterrupt:
         _tell("cancelled")
         return EXIT_CANCELLED
-    except MemoryError:  # before a run, which has its own words; nothing more is imported, for want of memory
-        _tell("Error: out of memory\n  Raise the limit (ulimit -v, the container's), or use a larger machine.")
-        return EXIT_INFRASTRUCTURE
     except Exception as error:  # the last line of defence: one message, the traceback in a file
         if isinstance(error, OSError) and error.errno in OUTPUT_FAILED and error.filename is None:
             raise
+        from sqtool.pipeline.ending import out_of_memory
+
+        if out_of_memory(error):  # before a run, which has its own words
+            _tell("Error: out of memory\n  Raise the limit (ulimit -v, the container's), or use a larger machine.")
+            return EXIT_INFRASTRUCTURE
         from sqtool.cli.terminal import show_unexpected
 
         with suppress(OSError):

@@ -49,7 +49,7 @@ def as_sqtool_error(error: BaseException) -> SqtoolError:
     if isinstance(error, KeyboardInterrupt):
         message = "finished stages stay, the one in progress was discarded"
         return CancelledError(message, remedy="Run the same command to go on from there.")
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return InfrastructureError(
             "out of memory", remedy="Lower quantize.batch_size or calibrate.max_seq_length, or use a larger machine."
         )
@@ -78,7 +78,7 @@ def as_sqtool_error(error: BaseException) -> SqtoolError:
     return InfrastructureError(f"{type(error).__name__}: {text[0] if text else 'no message'}", remedy=BUG)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Python's own error, and what a library says that could not be loaded or could not allocate for want of memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM

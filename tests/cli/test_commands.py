@@ -311,13 +311,14 @@ def test_an_error_that_nobody_reads_keeps_its_exit_code(tmp_path: Path) -> None:
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("error", [MemoryError(), ImportError("a.so: failed to map segment from shared object")])
 def test_no_memory_before_a_run_is_no_defect(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import sqtool.cli
 
     def out_of_memory(**_: object) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(sqtool.cli.cli, "main", out_of_memory)
     assert sqtool.cli._call([]) == 4
