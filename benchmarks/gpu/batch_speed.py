@@ -4,18 +4,19 @@
     python -m benchmarks.gpu.batch_speed --out results --shape 8b --layers 8 --work scratch
     python -m benchmarks.gpu.batch_speed --out tried --samples 8 --batch 4 --repeats 1 --methods gptq --no-drift
 
-Four sides do the same work on the same rows of calibration tokens, from loading the model to the files of the
-checkpoint, by turns in one process after a warm-up:
+Five sides do the same work on the same calibration tokens, from loading the model to the files of the checkpoint, by
+turns in one process after a warm-up:
 
-    default   `llmcompressor.oneshot(model, recipe, dataset)`: batch size 1, its own collator and sampler
+    default   `llmcompressor.oneshot(model, recipe, dataset)` on the conversations as they are, one a sample: batch
+              size 1, its own collator and sampler
+    rows      the same on sqtool's rows: conversations packed to equal length
     bare      the same with `batch_size` alone raised; rows are of equal length, so its collator cuts nothing
     sqtool    `quantize.run.quantize` with that batch size and the default layer report
     outputs   the same with `layer_report: outputs`
 
 Bars: sqtool <= 0.5 x default, drift equal within noise; sqtool <= 1.02 x bare. Ratios are medians over the repeats, by
-turns. Rows are packed conversations: sqtool keeps those of one row apart by their positions, and the other two sides
-are given the same positions. `--shape 8b` has random weights: time and memory only,
-so no drift; `--layers` says how deep.
+turns. sqtool keeps the conversations of one row apart by their positions, and the other sides are given the same
+positions. `--shape 8b` has random weights: time and memory only, so no drift; `--layers` says how deep.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,31 +47,42 @@ METHODS: dict[str, list[Any]] = {
     "fp8-static": [{"fp8": {"scheme": "FP8"}}],
     "fp8-dynamic": [{"fp8": {"scheme": "FP8_DYNAMIC"}}],
 }
-SIDES = ("default", "bare", "sqtool", "outputs")
+SIDES = ("default", "rows", "bare", "sqtool", "outputs")
 MIB = 1 << 20
 
 
-def rows_of(work: Path, model: Path, samples: int, length: int, *, trained: bool) -> Path:
-    """tokens.safetensors of a calibration set: sqtool's own, or random tokens for a model with random weights."""
+def rows_of(work: Path, samples: int, length: int) -> Path:
+    """tokens.safetensors of a calibration set of the shipped traffic. Every model here has the same tokenizer."""
+    from calibrate.build import build
+    from calibrate.spec import CalibrateSpec
+
     folder = work / f"rows-{samples}-{length}"
     path = folder / "tokens.safetensors"
-    if path.is_file():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    if trained:
-        from calibrate.build import build
-        from calibrate.spec import CalibrateSpec
-
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
         values = {"num_calibration_samples": samples, "max_seq_length": length, "coverage": {"refuse": "never"}}
         spec = CalibrateSpec.model_validate(values)
-        build(spec, model=model, seed=0, out=folder, progress=SILENT, root=ROOT)
-        return path
-    import torch
-    from safetensors.torch import save_file
-
-    rows = torch.randint(3, 5000, (samples, length), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    save_file({"input_ids": rows, "position_ids": torch.arange(length, dtype=torch.int32).repeat(samples, 1)}, path)
+        build(spec, model=ROOT / TARGET, seed=0, out=folder, progress=SILENT, root=ROOT)
     return path
+
+
+def samples_of(rows: Path, *, packed: bool) -> dict[str, list[list[int]]]:
+    """Token ids and positions, by row; with `packed` false by conversation, which begins where positions do."""
+    from safetensors.torch import load_file
+
+    kept = load_file(rows)
+    columns = {name: kept[name].long().tolist() for name in ("input_ids", "position_ids")}
+    if packed:
+        return columns
+    starts = [[at for at, place in enumerate(places) if place == 0] for places in columns["position_ids"]]
+    return {
+        name: [
+            row[start:end]
+            for row, begins in zip(table, starts, strict=True)
+            for start, end in pairwise([*begins, len(row)])
+        ]
+        for name, table in columns.items()
+    }
 
 
 def modifiers(spec: QuantizeSpec) -> list[Any]:
@@ -90,19 +103,16 @@ def modifiers(spec: QuantizeSpec) -> list[Any]:
     return found
 
 
-def bare(spec: QuantizeSpec, model: Path, rows: Path, out: Path, batch: int | None) -> None:
+def bare(spec: QuantizeSpec, model: Path, samples: dict[str, list[list[int]]], out: Path, batch: int | None) -> None:
     """oneshot and save_pretrained, with llm-compressor's defaults; `batch` None is its default too."""
     from datasets import Dataset
     from llmcompressor import oneshot
-    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     from quantize.backends.quiet import quiet
 
     device = loading.device("auto")
-    kept = load_file(rows)
-    columns = {name: kept[name].long().tolist() for name in ("input_ids", "position_ids") if name in kept}
-    dataset = Dataset.from_dict(columns)
+    dataset = Dataset.from_dict(samples)
     with quiet(out / "oneshot.log", lambda _: None):
         network = AutoModelForCausalLM.from_pretrained(model, dtype="auto" if device != "cpu" else "float32")
         oneshot(
@@ -111,7 +121,7 @@ def bare(spec: QuantizeSpec, model: Path, rows: Path, out: Path, batch: int | No
             recipe=modifiers(spec),
             dataset=dataset if spec.needs_calibration else None,
             num_calibration_samples=len(dataset),
-            max_seq_length=kept["input_ids"].shape[1],
+            max_seq_length=max(map(len, samples["input_ids"])),
             **({} if batch is None else {"batch_size": batch}),
         )
         network.save_pretrained(str(out / "checkpoint"), save_compressed=True)
@@ -168,7 +178,7 @@ class Run:
 
             self.work.mkdir(parents=True, exist_ok=True)
             self.model = make(args.shape, self.work / "target", layers=args.layers)
-        self.rows = rows_of(self.work, self.model, args.samples, args.length, trained=self.trained)
+        self.rows = rows_of(self.work, args.samples, args.length)
 
     def side(self, method: str, side: str, repeat: int) -> dict[str, Any]:
         """One side once."""
@@ -178,9 +188,11 @@ class Run:
         report = "outputs" if side == "outputs" else "weights"
         values = {"methods": METHODS[method], "batch_size": self.args.batch, "layer_report": report}
         spec = QuantizeSpec.model_validate(values)
-        if side in ("default", "bare"):
+        if side in ("default", "rows", "bare"):
             batch = self.args.batch if side == "bare" else None
-            found: dict[str, Any] = measured(partial(bare, spec, self.model, self.rows, out, batch))
+            samples = samples_of(self.rows, packed=side != "default")
+            found: dict[str, Any] = measured(partial(bare, spec, self.model, samples, out, batch))
+            found["samples"] = len(samples["input_ids"])
         else:
             found = measured(partial(ours, spec, self.model, self.rows, out))
         if self.args.drift and self.trained and repeat == 0:
@@ -201,17 +213,17 @@ def table(cells: dict[str, Any], methods: list[str], repeats: int) -> str:
             failed = next((cells[k]["error"] for k in (f"{method} {side} 0",) if "error" in cells.get(k, {})), "")
             if not found:
                 if failed:
-                    rows.append([method, side, failed, *["-"] * 5])
+                    rows.append([method, side, failed, *["-"] * 6])
                 continue
             ratios = []
-            for other in ("default", "bare"):
+            for other in ("default", "rows", "bare"):
                 pairs = zip(found, seen[other], strict=False)
                 values = [one["seconds"] / two["seconds"] for one, two in pairs]
                 ratios.append(shown(statistics.median(values), 3) if values and other != side else "-")
             memory = [shown(max(one.get(name, 0) for one in found) or None, 0) for name in ("host_mib", "device_mib")]
             seconds = " ".join(shown(one["seconds"], 1) for one in found)
             rows.append([method, side, seconds, *ratios, *memory, shown(found[0].get("kl_mean"), 5)])
-    headers = ("method", "side", "seconds", "x default", "x bare", "host MiB", "device MiB", "KL, nats")
+    headers = ("method", "side", "seconds", "x default", "x rows", "x bare", "host MiB", "device MiB", "KL, nats")
     return markdown(headers, rows)
 
 
@@ -248,7 +260,10 @@ def main() -> None:
             box.run({f"{method} {side} {repeat}": partial(run.side, method, side, repeat) for side in turn})
     print(heading(box.facts, f"python -m benchmarks.gpu.batch_speed --shape {args.shape}"))
     depth = "" if args.layers is None else f", {args.layers} layers"
-    print(f"{args.shape}{depth}: {args.samples} rows of {args.length} tokens, batches of {args.batch}\n")
+    whole = len(samples_of(run.rows, packed=False)["input_ids"])
+    rows = len(samples_of(run.rows, packed=True)["input_ids"])
+    size = f"{rows} rows of {args.length} tokens, which are {whole} conversations or pieces of one"
+    print(f"{args.shape}{depth}: {size}; batches of {args.batch}\n")
     print(table(box.cells, methods, args.repeats))
     box.close()
     note(f"{box.spent:.0f} s")

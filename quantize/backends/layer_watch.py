@@ -73,16 +73,16 @@ class LayerWatch:
     def before(self, modules: Iterable[torch.nn.Module], *, changes_weights: bool) -> list[torch.nn.Module]:
         """The layers among `modules` that are rounded next. Keeps a copy of their weights when the method (GPTQ)
         writes the rounded ones over them; others round when the checkpoint is written."""
-        if self._report == "off":
-            return []
         found = _observed(modules)
-        if changes_weights:
+        if changes_weights and self._report != "off":
             self._before = {module: module.weight.detach().clone() for module in found}
         return found
 
     def after(self, modules: Iterable[torch.nn.Module], method: str) -> None:
         """Write a line for each of `modules`. Raises InfrastructureError that names the layer where a scale is no
-        positive number or a group came out as nothing but zeros."""
+        positive number or a group came out as nothing but zeros. `layer_report: off` looks at none."""
+        if self._report == "off":
+            return
         for module in modules:
             self.write([self._line(module, method)])
 

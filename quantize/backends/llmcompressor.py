@@ -75,10 +75,10 @@ def _run(job: Job, progress: Progress, notes: list[str]) -> Outcome:
     stored, computed = _dtypes(job)
     with progress.task("quantize: load the model"):
         model = _load(job, computed)
-    details = _compress(model, job, stored, progress, notes)
+    details, packed = _compress(model, job, stored, progress, notes, pack=stored == computed)
     quantized = {name: module for name, module in model.named_modules() if _quantized(module)}
     with disable_onloading():  # counting brings no weight to the accelerator
-        weights = sum(module.weight.numel() for module in quantized.values())
+        weights = sum(packed[x] if x in packed else x.weight.numel() for x in quantized.values())
     with progress.task("quantize: write the checkpoint"):
         _save(model, job, stored, cast=stored != computed)
     details["computed_in"], details["stored_in"] = (str(x).removeprefix("torch.") for x in (computed, stored))
@@ -102,8 +102,12 @@ def _load(job: Job, dtype: torch.dtype) -> Any:
     return model
 
 
-def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, notes: list[str]) -> dict[str, Any]:
-    """Run the methods; the weights stay as they are until they are written. Returns details for the summary."""
+def _compress(
+    model: Any, job: Job, stored: torch.dtype, progress: Progress, notes: list[str], *, pack: bool
+) -> tuple[dict[str, Any], dict[Any, int]]:
+    """Run the methods. The weights stay as they are until they are written; with `pack`, which needs weights in the
+    dtype that the checkpoint keeps, methods without data leave layers in their stored form. Returns details for the
+    summary, and how many weights each of those layers has."""
     from llmcompressor import oneshot
 
     from quantize.backends.cache_watch import summarize
@@ -150,6 +154,7 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
         true_to_the_model(model, decoder[0], first),
     ):
         watches.advance = task.advance
+        watches.pack = pack and not any(made.requires_calibration_data for made in recipe)
         oneshot(
             model=model,
             recipe=recipe,
@@ -160,11 +165,11 @@ def _compress(model: Any, job: Job, stored: torch.dtype, progress: Progress, not
             trust_remote_code_model=job.trust_remote_code,
         )
     if not watches.cache_lines:
-        return {}
+        return {}, watches.packed
     watches.layers.write(watches.cache_lines)
     cache, found = summarize(watches.cache_lines)
     notes += found
-    return {"kv_cache": cache}
+    return {"kv_cache": cache}, watches.packed
 
 
 def _save(model: Any, job: Job, stored: torch.dtype, *, cast: bool) -> None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from compressed_tensors.compressors.base import compress_module
 from compressed_tensors.offload import disable_offloading
+from compressed_tensors.quantization import QuantizationStatus
 from llmcompressor.modifiers import Modifier as LlmModifier
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -24,7 +26,7 @@ from quantize.backends import mappings as known_mappings
 from quantize.backends.cache_watch import CacheWatch
 from quantize.backends.layer_watch import LayerWatch
 from quantize.backends.same_function import FunctionWatch
-from quantize.methods.base import Modifier
+from quantize.methods.base import REDUCED_BITS, Modifier
 from sqtool.errors import UsageError
 
 
@@ -113,6 +115,11 @@ class Watches:
     cache: CacheWatch = field(default_factory=CacheWatch)
     cache_lines: list[dict[str, Any]] = field(default_factory=list)
     advance: Callable[[], None] = lambda: None
+    pack: bool = False
+    """Bring a layer into its stored form as soon as it is rounded: right where nothing runs the model afterwards. Its
+    weight then comes to the accelerator once, and not again when the checkpoint is written."""
+    packed: dict[Any, int] = field(default_factory=dict)
+    """Weights of each layer that has its stored form."""
 
 
 def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
@@ -146,6 +153,9 @@ def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
             with disable_offloading():
                 base.on_sequential_epoch_end(self, state, event, modules=[module], **kwargs)
                 watches.layers.after([module], method)
+                if watches.pack and module.quantization_scheme.weights.num_bits != REDUCED_BITS:
+                    watches.packed[module] = module.weight.numel()
+                    compress_module(module)
         seen = set(alone)
         rest = [module for module in modules if module not in seen]
         base.on_sequential_epoch_end(self, state, event, modules=rest, **kwargs)
@@ -159,6 +169,9 @@ def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
 
     def on_calibration_end(self: Any, state: Any, event: Any, **kwargs: Any) -> None:
         base.on_calibration_end(self, state, event, **kwargs)
+        for module in watches.packed:
+            # llm-compressor has just declared all layers unpacked, and would pack these once more.
+            module.quantization_status = QuantizationStatus.COMPRESSED
         watches.layers.end()
         if rescales:
             watches.function.end()

@@ -84,3 +84,60 @@ def test_every_value_is_read_as_it_was_computed(
         theirs = compressor.decompress(parts, QuantizationScheme.model_validate(group))["weight"].float()
         # The library multiplies in the scale's own 16 bits: equal up to that one rounding.
         assert torch.allclose(theirs, torch.from_numpy(ours), rtol=2**-7, atol=0), layer
+
+
+MIXED = [
+    {"fp8": {"targets": ["re:.*self_attn.*_proj"]}},
+    {"rtn": {"targets": ["re:.*mlp.*_proj"]}},
+]
+EARLY: dict[str, tuple[list[Any], int]] = {
+    "fp8-dynamic": (["fp8"], 14),
+    "rtn4-asym": ([{"rtn": {"scheme": "W4A16_ASYM"}}], 14),
+    "mixed": (MIXED, 14),
+    "mxfp4": ([{"fp4": {"scheme": "MXFP4"}}], 14),
+    # One scale for q, k and v together is known only when all three were seen.
+    "nvfp4a16": ([{"fp4": {"scheme": "NVFP4A16"}}], 0),
+    # Codes of 7 bits are declared as 8 when all is rounded.
+    "reduced": ([{"rtn": {"scheme": "W8A8", "reduce_range": True}}], 0),
+    # The model still runs after it was rounded.
+    "fp8-static": ([{"fp8": {"scheme": "FP8"}}], 0),
+    "fp8-and-cache": (["fp8", "kv_cache"], 0),
+}
+
+
+@pytest.mark.parametrize("report", ["weights", "off"])
+@pytest.mark.parametrize("name", list(EARLY))
+def test_layers_packed_as_soon_as_they_are_rounded_are_the_same(
+    name: str, report: str, tiny_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantize.backends import modifiers
+
+    methods, early = EARLY[name]
+    model = make_model(tmp_path / "model")
+    # In the model's own dtype, as on an accelerator.
+    spec = QuantizeSpec.model_validate({"methods": methods, "precision": "bfloat16", "layer_report": report})
+    packed: list[Any] = []
+    pack, compress = modifiers.compress_module, llmcompressor._compress
+
+    def counting(module: Any) -> None:
+        packed.append(module)
+        pack(module)
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        return compress(*args, **{**kwargs, "pack": False})
+
+    monkeypatch.setattr(modifiers, "compress_module", counting)
+    results = {}
+    for side in ("early", "late"):
+        if side == "late":
+            assert len(packed) == early
+            monkeypatch.setattr(llmcompressor, "_compress", late)
+        out = tmp_path / side
+        out.mkdir()
+        found = quantize(spec, model=model, calibration=tiny_tokens, seed=0, out=out, progress=SILENT)
+        files = {path.name: path.read_bytes() for path in sorted((out / "checkpoint").iterdir())}
+        for key in ("seconds", "peak_rss_bytes"):
+            del found[key]
+        results[side] = (found, files)
+    assert len(packed) == early
+    assert results["early"] == results["late"]
