@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from evals.gpus import visible
 from evals.spec import EngineSpec
-from sqtool.cores import usable_cores
+from sqtool.cores import cpu_flags, usable_cores
 from sqtool.errors import EngineError
 from sqtool.hygiene import without_secrets
 
@@ -122,19 +122,6 @@ def model_config(model: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise EngineError(f"{path} holds no JSON object", remedy="Give a Hugging Face model folder.")
     return value
-
-
-def cpu_flags() -> frozenset[str]:
-    """Instruction sets of this machine's processor as Linux names them (avx2, avx512f, amx_bf16, ...)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
 
 
 def _lacks_bf16(device: Device) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from quantize.kernels import READ_FROM, Runtime
 from quantize.layers import Linear, Model, matches, read_model, select
 from quantize.methods.base import MethodSpec
+from quantize.precision import computed_in
 from quantize.preflight.memory import RULE, Load, peak_memory
 from quantize.preflight.serving import Served, serve
 from quantize.preflight.smoothing import resolve_mappings
@@ -96,10 +97,9 @@ def plan(
     served = [] if runtime is None or spec.simulated else serve(schemes, found.linears, runtime)
     _check_served(served, runtime)
     calibration = {x.name: str(m.calibration) for (_, m), layers in chosen for x in layers}
-    if spec.backend == "llmcompressor" and spec.precision in ("auto", "float32") and not accelerator:
-        value = 4
-    else:
-        value = 4 if spec.precision == "float32" else 2
+    stored = "bfloat16" if any(t.dtype == "BF16" for t in found.tensors.values()) else "float16"
+    computed = computed_in(spec.precision, stored, accelerator=accelerator or spec.backend != "llmcompressor")
+    value = 4 if computed == "float32" else 2
     load = Load(tokens or DEFAULT_TOKENS, spec.batch_size, row_length, value)
     peak = peak_memory(found, calibration, load, accelerator=accelerator)
     weights = sum(found.linears[name].weights for name in quantized)

@@ -85,8 +85,9 @@ class QuantizeSpec(Spec):
     batch_size: int = Field(default=8, ge=1)
     """Calibration rows that go through the model at once."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What calibration computes in. `auto` is the model's own dtype on an accelerator, and float32 on a CPU: many
-    have no 16-bit arithmetic and emulate it slowly. The checkpoint keeps the model's dtype."""
+    """What calibration computes in. `auto` is the model's own dtype on an accelerator, and on a CPU bfloat16 where the
+    model is and the processor has instructions for it (AVX-512 BF16, AMX, Arm's BF16), else float32: emulated 16-bit
+    arithmetic is slow. The checkpoint keeps the model's dtype."""
     sequential_offload_device: Literal["auto", "cpu"] = "auto"
     """Where the hidden states of the calibration rows wait between two decoder layers. `auto` keeps them on the
     accelerator where a quarter of its free memory holds them, which saves two copies a layer; else host memory does."""

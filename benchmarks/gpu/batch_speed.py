@@ -35,7 +35,6 @@ from typing import Any
 
 from benchmarks.gpu.pipeline import ROOT, TARGET
 from benchmarks.gpu.timebox import TimeBox, heading, markdown, note, shown
-from evals import loading
 from quantize.run import peak_memory, quantize, reset_peak_memory
 from quantize.spec import QuantizeSpec
 from sqtool.progress import SILENT
@@ -111,10 +110,9 @@ def bare(spec: QuantizeSpec, model: Path, samples: dict[str, list[list[int]]], o
 
     from quantize.backends.quiet import quiet
 
-    device = loading.device("auto")
     dataset = Dataset.from_dict(samples)
     with quiet(out / "oneshot.log", lambda _: None):
-        network = AutoModelForCausalLM.from_pretrained(model, dtype="auto" if device != "cpu" else "float32")
+        network = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
         oneshot(
             model=network,
             tokenizer=str(model),

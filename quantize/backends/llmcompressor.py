@@ -1,7 +1,7 @@
 """llm-compressor, in this process.
 
-On a CPU it computes in float32 (see `QuantizeSpec.precision`) and the checkpoint is cast back to the model's own dtype
-when it is packed: codes are computed from float32 weights and the scales that are stored.
+On a CPU without instructions for bf16 it computes in float32 (see `QuantizeSpec.precision`) and the checkpoint is cast
+back to the model's own dtype when it is packed: codes are computed from float32 weights and the scales that are stored.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from quantize.backends.base import Job, Outcome
 from quantize.backends.quiet import quiet
 from quantize.methods.base import REDUCED_BITS
+from quantize.precision import computed_in
 from sqtool.errors import InfrastructureError, SqtoolError, UsageError
 from sqtool.progress import Progress
 
@@ -110,6 +111,7 @@ def _compress(
     summary, and how many weights each of those layers has."""
     from llmcompressor import oneshot
 
+    from quantize.backends.attention import fused_attention
     from quantize.backends.cache_watch import summarize
     from quantize.backends.layer_watch import LayerWatch
     from quantize.backends.modifiers import Watches, build
@@ -152,6 +154,7 @@ def _compress(
     with (
         progress.task(f"quantize: {names}", total=steps) as task,
         true_to_the_model(model, decoder[0], first),
+        fused_attention(model),
     ):
         watches.advance = task.advance
         watches.pack = pack and not any(made.requires_calibration_data for made in recipe)
@@ -199,9 +202,8 @@ def _dtypes(job: Job) -> tuple[torch.dtype, torch.dtype]:
             ) from None
         raise
     stored = config.get_text_config().dtype or torch.bfloat16
-    if job.precision != "auto":
-        return stored, getattr(torch, job.precision)
-    return stored, stored if torch.accelerator.is_available() else torch.float32
+    name = str(stored).removeprefix("torch.")
+    return stored, getattr(torch, computed_in(job.precision, name, accelerator=torch.accelerator.is_available()))
 
 
 def decoder_layers(model: Any) -> list[Any]:

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
+from quantize.backends.tracing import alike
 from sqtool.errors import UsageError
 
 TOKENS = 128
-ALIKE = 0.99
-"""Cosine similarity for one token. Rescaling in 16 bits stays far above it."""
 
 
 class FunctionWatch:
@@ -39,8 +38,7 @@ class FunctionWatch:
                 self._before[layer] = states.clone()
             elif layer in self._rescaled and layer in self._before:
                 before = self._before.pop(layer)
-                likeness = torch.nn.functional.cosine_similarity(before.float(), states.float(), dim=-1)
-                if torch.isfinite(before).all() and not likeness.min() > ALIKE:
+                if not alike(before, states):
                     raise UsageError(
                         f"{method} changes what {names[layer]} of {type(model).__name__} computes, before anything is "
                         "rounded: it is wrong about which norm feeds which layers",

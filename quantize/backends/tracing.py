@@ -19,8 +19,9 @@ from transformers import PretrainedConfig
 
 from sqtool.errors import InfrastructureError
 
-ALIKE = 0.99
-"""Cosine similarity for one token: rounding stays far above it, another mask falls far below."""
+ALIKE, MOST = 0.99, 0.9
+"""Cosine similarity for one token: rounding stays far above it, another function falls far below. Most tokens have to
+reach it, not all: in 16 bits a router sends now and then a token to another expert."""
 SHORTEST, BEYOND = 128, 32
 """The part of a row that is compared: tokens, and how far into its second conversation. The model itself is in host
 memory, where a long row takes seconds; later tokens do not matter to those before them."""
@@ -55,9 +56,7 @@ def true_to_the_model(model: Any, layer: Any, batch: dict[str, torch.Tensor] | N
         def compare(_module: Any, _inputs: Any, output: Any) -> None:
             hook.remove()
             got = (output[0] if isinstance(output, tuple) else output)[0, : len(expected)].to(expected.device)
-            likeness = torch.nn.functional.cosine_similarity(expected.float(), got.float(), dim=-1)
-            # A model that makes NaN of its input is found by the check of its layers, which names the one.
-            if torch.isfinite(expected).all() and not likeness.min() > ALIKE:
+            if not alike(expected, got):
                 raise InfrastructureError(
                     f"llm-compressor does not compute what {type(model).__name__} computes, so its calibration would "
                     "be about another model",
@@ -69,6 +68,13 @@ def true_to_the_model(model: Any, layer: Any, batch: dict[str, torch.Tensor] | N
             yield
         finally:
             hook.remove()
+
+
+def alike(expected: torch.Tensor, got: torch.Tensor) -> bool:
+    """Whether hidden states [tokens, hidden] are the same but for rounding. What is not finite says nothing: a model
+    that makes NaN of its input is found by the check of its layers, which names the one."""
+    likeness = torch.nn.functional.cosine_similarity(expected.float(), got.float(), dim=-1)
+    return not torch.isfinite(expected).all() or bool((likeness > ALIKE).float().mean() >= MOST)
 
 
 def _enough(batch: dict[str, torch.Tensor]) -> int:

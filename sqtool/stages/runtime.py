@@ -7,8 +7,9 @@ import shutil
 import subprocess
 from functools import cache
 
-from evals.engine_env import cpu_flags, locate, resolve_env
+from evals.engine_env import locate, resolve_env
 from quantize.kernels import Runtime
+from sqtool.cores import cpu_flags
 from sqtool.errors import EngineError
 from sqtool.stages.contract import Inputs
 from sqtool.stages.sections import engine_section

@@ -18,7 +18,8 @@ from tests.contract.tiny import make_model, make_tokens
 
 def run(methods: list[Any], model: Path, tokens: Path | None, out: Path, **spec: Any) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
-    described = QuantizeSpec.model_validate({"methods": methods, **spec})
+    # The same on every processor.
+    described = QuantizeSpec.model_validate({"methods": methods, "precision": "float32", **spec})
     return quantize(described, model=model, calibration=tokens, seed=0, out=out, progress=SILENT)
 
 

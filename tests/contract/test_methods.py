@@ -83,7 +83,8 @@ class Recorder:
 
 
 def run(methods: list[Any], model: Path, tokens: Path | None, out: Path, progress: Any = SILENT) -> dict[str, Any]:
-    spec = QuantizeSpec.model_validate({"methods": methods})
+    # The same on every processor.
+    spec = QuantizeSpec.model_validate({"methods": methods, "precision": "float32"})
     return quantize(spec, model=model, calibration=tokens, seed=0, out=out, progress=progress)
 
 

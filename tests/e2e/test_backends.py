@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from evals.engine_env import cpu_flags
 from evals.unpacked import unpack
 from quantize.run import quantize
+from sqtool.cores import cpu_flags
 from sqtool.progress import SILENT
 from tests.contract.test_backends import CASES, installed
 from tests.contract.test_methods import logits
