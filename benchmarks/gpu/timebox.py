@@ -60,7 +60,12 @@ class TimeBox:
         for name in cells:
             if name not in todo:
                 note(f"{name}: kept from an earlier run")
-        with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        if workers <= 1:
+            # In this thread: OpenMP gives every other one a team of its own, and two teams fight over the cores.
+            for name, cell in todo.items():
+                self._one(name, cell)
+            return
+        with ThreadPoolExecutor(max_workers=workers) as pool:
             for future in [pool.submit(self._one, name, cell) for name, cell in todo.items()]:
                 future.result()
 
