@@ -27,11 +27,13 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.gpu.pipeline import ROOT, TARGET
 from benchmarks.gpu.timebox import TimeBox, heading, markdown, note, shown
@@ -86,20 +88,22 @@ def samples_of(rows: Path, *, packed: bool) -> dict[str, list[list[int]]]:
 
 def modifiers(spec: QuantizeSpec) -> list[Any]:
     """llm-compressor's own modifiers with the arguments that sqtool gives them."""
-    import torch
-
     found = []
     for step in spec.methods:
         for modifier in step.method.modifiers():
             module, _, name = modifier.target.partition(":")
-            made = getattr(import_module(module), name)
-            if name == "AWQModifier" and not torch.accelerator.is_available():
-                # llm-compressor 0.14's AWQ asks for pinned memory, which torch refuses without an accelerator.
-                from quantize.backends.modifiers import Awq
-
-                made = Awq
-            found.append(made(**modifier.arguments))
+            found.append(getattr(import_module(module), name)(**modifier.arguments))
     return found
+
+
+def pinning() -> AbstractContextManager[Any]:
+    """llm-compressor 0.14's AWQ asks for pinned memory, which torch refuses without an accelerator: not here then."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if torch.accelerator.is_available():
+        return nullcontext()
+    return patch.object(IntermediatesCache, "pin_memory", lambda *_, **__: None)
 
 
 def bare(spec: QuantizeSpec, model: Path, samples: dict[str, list[list[int]]], out: Path, batch: int | None) -> None:
@@ -111,7 +115,7 @@ def bare(spec: QuantizeSpec, model: Path, samples: dict[str, list[list[int]]], o
     from quantize.backends.quiet import quiet
 
     dataset = Dataset.from_dict(samples)
-    with quiet(out / "oneshot.log", lambda _: None):
+    with quiet(out / "oneshot.log", lambda _: None), pinning():
         network = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
         oneshot(
             model=network,

@@ -10,6 +10,8 @@ from typing import Any
 from llmcompressor.modifiers.transform.awq import AWQMapping
 from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY
 
+from sqtool.errors import UsageError
+
 QKV = ["re:.*q_proj$", "re:.*k_proj$", "re:.*v_proj$"]
 ATTENTION = (QKV, "re:.*input_layernorm$")
 
@@ -56,3 +58,11 @@ def _deepseek(dense: int, layers: int) -> list[AWQMapping]:
             readers = [at + name for name in (*routers, ".*gate_proj$", ".*up_proj$")]
             found.append(AWQMapping(at + "post_attention_layernorm$", readers))
     return found
+
+
+def none_fits(method: str, model: Any) -> UsageError:
+    """The error for an architecture that llm-compressor has no mappings for."""
+    return UsageError(
+        f"llm-compressor knows no {method} mappings that fit {type(model).__name__}",
+        remedy=f"Give {method}.mappings: which norm feeds which layers, as patterns of module names.",
+    )

@@ -1,8 +1,6 @@
 """llm-compressor's modifiers with what sqtool needs added, by subclassing. Import it only inside functions.
 
-Each one reports when a part of the model (a decoder layer) is done, and shows its layers before and after. AWQ also
-gets an activation cache that does not pin memory, and fails when the architecture's mappings are unknown instead of
-quantizing as if nothing had been asked.
+Each one reports when a part of the model (a decoder layer) is done, and shows its layers before and after.
 """
 
 from __future__ import annotations
@@ -20,48 +18,14 @@ from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
-from llmcompressor.pipelines.cache import IntermediatesCache
 
 from quantize.backends import mappings as known_mappings
+from quantize.backends.awq import Awq
 from quantize.backends.cache_watch import CacheWatch
+from quantize.backends.gptq import Gptq
 from quantize.backends.layer_watch import LayerWatch
 from quantize.backends.same_function import FunctionWatch
 from quantize.methods.base import REDUCED_BITS, Modifier
-from sqtool.errors import UsageError
-
-
-class UnpinnedCache(IntermediatesCache):
-    """A cache whose tensors stay in ordinary memory. Pinning speeds up copies to an accelerator; without one it is
-    an error in torch ("Cannot access accelerator device"), and AWQModifier 0.14 pins without asking."""
-
-    def pin_memory(self, batch_index: int, input_names: list[str] | None = None) -> None:
-        return None
-
-
-class Awq(AWQModifier):
-    """AWQModifier that runs without an accelerator and insists on mappings, and on right ones."""
-
-    def on_initialize(self, state: Any, **kwargs: Any) -> bool:
-        if self.mappings is None:  # type: ignore[has-type]
-            self.mappings = known_mappings.awq(state.model)
-        return bool(super().on_initialize(state, **kwargs))
-
-    def _set_resolved_mappings(self, model: Any) -> None:
-        try:
-            super()._set_resolved_mappings(model)
-        except ValueError as error:
-            raise _no_mappings("awq", model) from error
-        if not self._resolved_mappings:
-            raise _no_mappings("awq", model)
-
-    def _setup_activation_cache_hooks(self) -> None:
-        import torch
-
-        super()._setup_activation_cache_hooks()
-        if torch.accelerator.is_available():
-            return
-        for parent in self._parent_args_cache:
-            self._parent_args_cache[parent] = UnpinnedCache(None, self.offload_device)
 
 
 class SmoothQuant(SmoothQuantModifier):
@@ -74,7 +38,7 @@ class SmoothQuant(SmoothQuantModifier):
     def _resolve_mappings(self, model: Any) -> Any:
         resolved = super()._resolve_mappings(model)
         if not resolved:
-            raise _no_mappings("smoothquant", model)
+            raise known_mappings.none_fits("smoothquant", model)
         return resolved
 
 
@@ -91,19 +55,13 @@ class CacheQuantization(QuantizationModifier):
         return bool(done)
 
 
-def _no_mappings(method: str, model: Any) -> UsageError:
-    return UsageError(
-        f"llm-compressor knows no {method} mappings that fit {type(model).__name__}",
-        remedy=f"Give {method}.mappings: which norm feeds which layers, as patterns of module names.",
-    )
-
-
 def _shares_scale(module: Any) -> bool:
     """Whether the layer's scale also depends on other layers' weights (NVFP4's one scale for q, k and v)."""
     return hasattr(module, "weight_global_scale")
 
 
-OURS: dict[type, Any] = {AWQModifier: Awq, SmoothQuantModifier: SmoothQuant}
+OURS: dict[type, Any] = {AWQModifier: Awq, SmoothQuantModifier: SmoothQuant, GPTQModifier: Gptq}
+RESCALING = (AWQModifier, SmoothQuantModifier)
 
 
 @dataclass
@@ -130,7 +88,7 @@ def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
     module, _, attribute = modifier.target.partition(":")
     named = getattr(import_module(module), attribute)
     cache = "kv_cache_scheme" in modifier.arguments
-    rescales = named in OURS
+    rescales = named in RESCALING
     base: Any = CacheQuantization if cache else OURS.get(named, named)
 
     def on_calibration_start(self: Any, state: Any, event: Any, **kwargs: Any) -> None:
@@ -147,7 +105,7 @@ def build(modifier: Modifier, method: str, watches: Watches) -> LlmModifier:
         counted = {module for module, hessian in self._hessians.items() if hessian.diagonal().any()} if gptq else None
         watches.layers.reached(modules, counted)
         rounding = watches.layers.before(modules, changes_weights=gptq)
-        alone = [] if gptq or named in OURS else [module for module in rounding if not _shares_scale(module)]
+        alone = [] if gptq or rescales else [module for module in rounding if not _shares_scale(module)]
         for module in alone:
             # The weight comes to the accelerator once, for llm-compressor's observer and for the report.
             with disable_offloading():

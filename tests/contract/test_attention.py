@@ -4,6 +4,7 @@ attention."""
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,3 +78,27 @@ def test_transformers_is_as_it_was() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert attention.EAGER not in attention.ALL_ATTENTION_FUNCTIONS
+
+
+@pytest.mark.parametrize("heads", [6, 2])
+def test_bf16_on_a_cpu_is_as_near_as_the_kernel(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two conversations in each row, against attention in float64."""
+    import torch
+
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, count, 40, 32).bfloat16() for count in (6, heads, heads))
+    mask = torch.full((3, 1, 40, 40), torch.finfo(torch.bfloat16).min, dtype=torch.bfloat16)
+    for start, end in ((0, 17), (17, 40)):
+        mask[..., start:end, start:end].triu_(1)
+    module = SimpleNamespace(num_key_value_groups=6 // heads, is_causal=True, training=False)
+
+    def attended(dtype: torch.dtype, function: Any) -> Any:
+        given = (tensor.to(dtype) for tensor in (query, key, value, mask))
+        return function(module, *given, scaling=32**-0.5)[0].double()
+
+    exact = attended(torch.float64, attention.sdpa_attention_forward)
+    kernel = attended(torch.bfloat16, attention.sdpa_attention_forward)
+    monkeypatch.delattr(attention, "sdpa_attention_forward")  # here it must not be asked
+    found = attended(torch.bfloat16, attention.attend)
+    assert found.shape == exact.shape == (3, 40, 6, 32)
+    assert (found - exact).abs().max() < 3 * (kernel - exact).abs().max() < 0.05

@@ -1,0 +1,84 @@
+"""Our AWQ finds what llm-compressor's does, and stops where a setting has lost."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from llmcompressor.modifiers.transform.awq import AWQModifier
+
+from quantize.backends import awq as ours
+from quantize.run import quantize
+from quantize.spec import QuantizeSpec
+from sqtool.progress import SILENT
+from tests.contract.tiny import make_model, make_tokens
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM"])
+def test_the_same_bytes(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(tmp_path / "model")
+    tokens = make_tokens(tmp_path / "tokens.safetensors")
+    spec = QuantizeSpec.model_validate({"methods": [{"awq": {"scheme": scheme}}], "batch_size": 1})
+    left: list[bool] = []
+    real = ours.least_loss
+
+    def watched(*args: Any) -> float:
+        loss = real(*args)
+        left.append(loss == inf)
+        return loss
+
+    monkeypatch.setattr(ours, "least_loss", watched)
+
+    def made(name: str) -> str:
+        out = tmp_path / name
+        out.mkdir()
+        quantize(spec, model=model, calibration=tokens, seed=0, out=out, progress=SILENT)
+        return hashlib.sha256((out / "checkpoint" / "model.safetensors").read_bytes()).hexdigest()
+
+    mine = made("ours")
+    assert any(left)
+    assert not all(left)
+    count = len(left)
+    for name in ("_compute_best_scale", "_run_samples", "_compute_loss"):
+        monkeypatch.setattr(ours.Awq, name, getattr(AWQModifier, name))
+    assert made("theirs") == mine
+    assert len(left) == count
+
+
+def batches(seed: int, sizes: list[int], noise: float) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [noise * torch.randn(size, 8, generator=generator).bfloat16() for size in sizes]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6),
+    noise=st.floats(0.01, 2),
+    share=st.one_of(st.floats(0, 2), st.just(inf)),
+)
+def test_a_loss_is_theirs_or_lost(sizes: list[int], noise: float, share: float) -> None:
+    wanted, found = batches(0, sizes, 1), batches(1, sizes, noise)
+    whole = AWQModifier()._compute_loss(wanted, found)
+    least = whole * share
+    asked: list[int] = []
+
+    def lazily() -> Iterator[torch.Tensor]:
+        for at, batch in enumerate(found):
+            asked.append(at)
+            yield batch
+
+    loss = ours.least_loss(wanted, lazily(), least)
+    assert loss == (whole if whole <= least else inf)
+    beyond = next((at for at in range(len(sizes)) if partly(wanted, found, at + 1) > least), len(sizes) - 1)
+    assert len(asked) == beyond + 1
+
+
+def partly(wanted: list[torch.Tensor], found: list[torch.Tensor], count: int) -> float:
+    """The loss were there no errors after the first `count` batches."""
+    return float(AWQModifier()._compute_loss(wanted, [*found[:count], *wanted[count:]]))
