@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu.agreement --one gpu/records.tar.gz --other cpu/records.tar.gz [--max-drop 0.02]
 
-Each archive is what `benchmarks.gpu.methods` wrote on one machine. Every cell that both have is judged twice, each
+Each archive is what `benchmarks.gpu.methods` wrote on one machine, or a folder with one of records for each cell
+(`sqtool eval` leaves them in artifacts/cache/baseline-.../records). Every cell that both have is judged twice, each
 machine as the baseline of the other: agreement is two PASSes at the margin. Another version of vLLM and other kernels
 give other answers here and there; that the scores agree is the claim, not that the answers do.
 """
@@ -23,6 +24,8 @@ from sqtool.gate.spec import GateSpec
 
 def unpacked(archive: Path, folder: Path) -> dict[str, Path]:
     """Records folder of each cell."""
+    if archive.is_dir():
+        return {path.name: path for path in sorted(archive.iterdir()) if path.is_dir()}
     with tarfile.open(archive) as packed:
         packed.extractall(folder, filter="data")
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}

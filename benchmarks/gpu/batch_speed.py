@@ -4,7 +4,7 @@
     python -m benchmarks.gpu.batch_speed --out results --shape 8b --layers 8 --work scratch
     python -m benchmarks.gpu.batch_speed --out tried --samples 8 --batch 4 --repeats 1 --methods gptq --no-drift
 
-Five sides do the same work on the same calibration tokens, from loading the model to the files of the checkpoint, by
+Six sides do the same work on the same calibration tokens, from loading the model to the files of the checkpoint, by
 turns in one process after a warm-up:
 
     default   `llmcompressor.oneshot(model, recipe, dataset)` on the conversations as they are, one a sample: batch
@@ -13,6 +13,7 @@ turns in one process after a warm-up:
     bare      the same with `batch_size` alone raised; rows are of equal length, so its collator cuts nothing
     sqtool    `quantize.run.quantize` with that batch size and the default layer report
     outputs   the same with `layer_report: outputs`
+    alike     sqtool with hidden states in host memory between two layers, as llm-compressor keeps them by default
 
 Bars: sqtool <= 0.5 x default, drift equal within noise; sqtool <= 1.02 x bare. Ratios are medians over the repeats, by
 turns. sqtool keeps the conversations of one row apart by their positions, and the other sides are given the same
@@ -48,7 +49,7 @@ METHODS: dict[str, list[Any]] = {
     "fp8-static": [{"fp8": {"scheme": "FP8"}}],
     "fp8-dynamic": [{"fp8": {"scheme": "FP8_DYNAMIC"}}],
 }
-SIDES = ("default", "rows", "bare", "sqtool", "outputs")
+SIDES = ("default", "rows", "bare", "sqtool", "outputs", "alike")
 MIB = 1 << 20
 
 
@@ -189,6 +190,8 @@ class Run:
         out.mkdir(parents=True)
         report = "outputs" if side == "outputs" else "weights"
         values = {"methods": METHODS[method], "batch_size": self.args.batch, "layer_report": report}
+        if side == "alike":
+            values["sequential_offload_device"] = "cpu"
         spec = QuantizeSpec.model_validate(values)
         if side in ("default", "rows", "bare"):
             batch = self.args.batch if side == "bare" else None
@@ -236,7 +239,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=("reference", "8b", "tiny"), default="reference")
     parser.add_argument("--layers", type=int, help="decoder layers of a random shape; default its own")
     parser.add_argument("--methods", default="awq,gptq", help=f"of {', '.join(METHODS)}")
-    parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--sides", default=",".join(SIDES[:5]), help=f"of {', '.join(SIDES)}")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=16)
