@@ -114,9 +114,10 @@ def bare(spec: QuantizeSpec, model: Path, samples: dict[str, list[list[int]]], o
     from transformers import AutoModelForCausalLM
 
     from quantize.backends.quiet import quiet
+    from quantize.backends.tracing import released
 
     dataset = Dataset.from_dict(samples)
-    with quiet(out / "oneshot.log", lambda _: None), pinning():
+    with quiet(out / "oneshot.log", lambda _: None), pinning(), released():
         network = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
         oneshot(
             model=network,

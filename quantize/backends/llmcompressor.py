@@ -48,13 +48,15 @@ class LlmCompressor:
 
     def run(self, job: Job, progress: Progress) -> Outcome:
         """See `quantize.backends.base.Backend`."""
+        from quantize.backends.tracing import released
+
         notes: list[str] = []
 
         def keep(message: str) -> None:
             if any(word in message for word in TELLING) and message not in notes:
                 notes.append(message)
 
-        with quiet(job.log, keep):
+        with quiet(job.log, keep), released():
             try:
                 return _run(job, progress, notes)
             except SqtoolError:

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from compressed_tensors.utils import patch_attr
+from llmcompressor.core import active_session
 from llmcompressor.pipelines.sequential import helpers
+from torch.fx import _symbolic_trace
 from transformers import PretrainedConfig
 
 from sqtool.errors import InfrastructureError
@@ -35,6 +37,22 @@ class _Tracer(helpers.SequentialTracer):
             values = {key: self.create_arg(value) for key, value in a.to_dict().items()}
             return self.create_node("call_function", type(a), (), {**values, "attn_implementation": "eager"})
         return super().create_arg(a)
+
+
+@contextmanager
+def released() -> Iterator[None]:
+    """After it, nothing but the caller holds a model that llm-compressor has worked on.
+
+    torch.fx keeps the names of every traced forward pass for as long as the process lives, and llm-compressor puts the
+    model among them; its session keeps the last model.
+    """
+    known = dict(_symbolic_trace._wrapped_fns_to_patch)
+    try:
+        yield
+    finally:
+        _symbolic_trace._wrapped_fns_to_patch.clear()
+        _symbolic_trace._wrapped_fns_to_patch.update(known)
+        active_session().reset()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def run(spec: QuantizeSpec, inputs: Inputs, out: Path) -> StageResult:
         progress=inputs.progress,
         trust_remote_code=inputs.trust_remote_code,
     )
+    gc.collect()  # the model refers to itself, and the stages after this one need its memory
     return StageResult(summary)
 
 

@@ -82,3 +82,24 @@ def test_a_loss_is_theirs_or_lost(sizes: list[int], noise: float, share: float) 
 def partly(wanted: list[torch.Tensor], found: list[torch.Tensor], count: int) -> float:
     """The loss were there no errors after the first `count` batches."""
     return float(AWQModifier()._compute_loss(wanted, [*found[:count], *wanted[count:]]))
+
+
+@given(values=st.lists(st.integers(0, 4), min_size=20, max_size=20), duo_scaling=st.sampled_from([True, False, "both"]))
+def test_another_order_finds_the_same_setting(values: list[int], duo_scaling: Any) -> None:
+    """Losses with many ties, through the comparison that AWQModifier makes of them."""
+    theirs = AWQModifier(duo_scaling=duo_scaling)._get_grid_search_params()
+    losses = [float(value**2) for value in values]
+    wanted = theirs[losses.index(min(losses))]
+    mine = ours.Awq(duo_scaling=duo_scaling)
+    mine._best = inf, -1
+    best, chosen = inf, None
+    settings = mine._get_grid_search_params()
+    assert sorted(settings) == sorted(theirs)
+    assert settings != theirs
+    for setting in settings:
+        outputs = [torch.full((1, 1), float(values[theirs.index(setting)]))]
+        loss = mine._compute_loss([torch.zeros(1, 1)], iter(outputs))
+        if loss < best:
+            best, chosen = loss, setting
+    assert chosen == wanted
+    assert best == pytest.approx(min(losses))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Iterator
@@ -153,6 +154,19 @@ def test_the_reduced_range_is_int8_that_cannot_saturate(
     groups = json.loads((tmp_path / "checkpoint" / "config.json").read_text())["quantization_config"]["config_groups"]
     assert [group["weights"]["num_bits"] for group in groups.values()] == [8]
     assert [group["format"] for group in groups.values()] == ["int-quantized"]
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq-asym", "smoothquant-gptq", "fp8", "fp8-static"])
+def test_nothing_keeps_the_model(name: str, tiny_model: Path, tiny_tokens: Path, tmp_path: Path) -> None:
+    """The stages after this one serve the checkpoint and need the memory."""
+
+    def models() -> int:
+        gc.collect()
+        return sum(type(found).__name__ == "LlamaForCausalLM" for found in gc.get_objects())
+
+    before = models()
+    run(METHODS[name], tiny_model, tiny_tokens, tmp_path)
+    assert models() <= before
 
 
 def test_awq_looks_at_the_data(tiny_model: Path, tiny_tokens: Path, tmp_path: Path) -> None:
