@@ -48,6 +48,8 @@ METHODS: dict[str, list[Any]] = {
     "w8a8": [{"smoothquant": {"smoothing_strength": 0.8}}, {"gptq": {"scheme": "W8A8"}}],
     "fp8-static": [{"fp8": {"scheme": "FP8"}}],
     "fp8-dynamic": [{"fp8": {"scheme": "FP8_DYNAMIC"}}],
+    "fp8-block": [{"fp8": {"scheme": "FP8_BLOCK"}}],
+    "fp8-kv": [{"fp8": {"scheme": "FP8_DYNAMIC"}}, {"kv_cache": {"strategy": "tensor"}}],
 }
 SIDES = ("default", "rows", "bare", "sqtool", "outputs", "alike")
 MIB = 1 << 20

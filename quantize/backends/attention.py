@@ -2,8 +2,8 @@
 
 llm-compressor 0.14 asks every model for its `eager` attention, because that always makes a mask, which the traced parts
 of a model then carry with them. Eager attention writes the scores of all heads to memory, tokens x tokens, four times
-over. PyTorch's fused kernel takes the same mask and writes none. On a CPU in bf16 that kernel is slower than eager
-attention; there, the scores of one row at a time are written, which stay in the processor's cache, and only twice.
+over. PyTorch's fused kernel takes the same mask and writes none. On a CPU in bf16 plain products are faster than that
+kernel if made a row at a time: a row's scores stay in the processor's cache (benchmarks/calibration/parts.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def fuses(model: Any) -> bool:
 
 @contextmanager
 def fused_attention(model: Any) -> Iterator[None]:
-    """Inside, a model whose `eager` attention is asked for computes it with the fused kernel where that `fuses`."""
+    """Inside, a model whose `eager` attention is asked for computes it with `attend` where that `fuses`."""
     if not fuses(model) or EAGER in ALL_ATTENTION_FUNCTIONS:
         yield
         return
