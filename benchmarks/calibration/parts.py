@@ -62,7 +62,7 @@ def searched(rows: Path, batch: int, begin: float | None) -> tuple[float, str]:
     asked, whole = 0, 0
     real = awq.least_loss
 
-    def counting(wanted: list[torch.Tensor], found: Iterable[torch.Tensor], least: float) -> float:
+    def counting(wanted: list[torch.Tensor], found: Iterable[torch.Tensor], *others: Any) -> Any:
         nonlocal asked, whole
         whole += len(wanted)
 
@@ -72,7 +72,7 @@ def searched(rows: Path, batch: int, begin: float | None) -> tuple[float, str]:
                 asked += 1
                 yield outputs
 
-        return real(wanted, one_by_one(), least)
+        return real(wanted, one_by_one(), *others)
 
     spec = QuantizeSpec.model_validate({"methods": METHODS["awq"], "batch_size": batch})
     with tempfile.TemporaryDirectory() as folder, patch.object(awq, "least_loss", counting):

@@ -5,7 +5,8 @@
     python -m benchmarks.gpu.batch_speed --out tried --samples 8 --batch 4 --repeats 1 --methods gptq --no-drift
 
 Six sides do the same work on the same calibration tokens, from loading the model to the files of the checkpoint, by
-turns in one process after a warm-up:
+turns and each after a warm-up: in one process with a GPU, whose start is long, and each in a new one without (or with
+`--apart`), since what a side leaves in the heap makes the next one's allocations faster:
 
     default   `llmcompressor.oneshot(model, recipe, dataset)` on the conversations as they are, one a sample: batch
               size 1, its own collator and sampler
@@ -27,11 +28,13 @@ import gc
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -53,6 +56,13 @@ METHODS: dict[str, list[Any]] = {
 }
 SIDES = ("default", "rows", "bare", "sqtool", "outputs", "alike")
 MIB = 1 << 20
+
+
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA GPU that torch uses."""
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def rows_of(work: Path, samples: int, length: int) -> Path:
@@ -209,6 +219,26 @@ class Run:
         return found
 
 
+def started(args: argparse.Namespace, methods: list[str], sides: Iterable[str]) -> Run:
+    """A run whose imports, start of CUDA and first compilation of kernels are over: they are nobody's."""
+    small = {"samples": 4, "batch": 2, "drift": False, "shape": "tiny", "layers": None}
+    warm = Run(argparse.Namespace(**{**vars(args), **small}))
+    for method in methods:
+        for side in sides:
+            warm.side(method, side, 1)
+    return Run(args)
+
+
+def apart(args: argparse.Namespace, method: str, side: str, repeat: int) -> dict[str, Any]:
+    """One side once, in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_alone, args, method, side, repeat).result()
+
+
+def _alone(args: argparse.Namespace, method: str, side: str, repeat: int) -> dict[str, Any]:
+    return started(args, [method], [side]).side(method, side, repeat)
+
+
 def table(cells: dict[str, Any], methods: list[str], repeats: int) -> str:
     """One row a method and side, with ratios to both others."""
     rows = []
@@ -249,23 +279,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--drift", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--drift-items", type=int, default=64)
+    parser.add_argument("--apart", action=argparse.BooleanOptionalAction, help="a process for each side")
     parser.add_argument("--budget", type=float, default=240, help="seconds after which no further side begins")
     args = parser.parse_args()
+    if args.apart is None:
+        args.apart = not has_gpu()
     given = {name: str(value) for name, value in vars(args).items()}
     box = TimeBox(args.out / f"batch_speed-{args.shape}.json", args.budget, {"arguments": given})
-    run = Run(args)
     methods, sides = args.methods.split(","), args.sides.split(",")
-    # Imports, CUDA's start and the kernels' first compilation are nobody's.
-    small = {"samples": 4, "batch": 2, "drift": False, "shape": "tiny", "layers": None}
-    warm = Run(argparse.Namespace(**{**vars(args), **small}))
-    for method in methods:
-        for side in ("bare", "sqtool"):
-            warm.side(method, side, 1)
-    note(f"warm after {box.spent:.0f} s")
+    if args.apart:
+        run, turn_of = Run(args), partial(apart, args)
+    else:
+        run = started(args, methods, ("bare", "sqtool"))
+        turn_of = run.side
+        note(f"warm after {box.spent:.0f} s")
     for repeat in range(args.repeats):
         for method in methods:
             turn = sides if repeat % 2 == 0 else sides[::-1]
-            box.run({f"{method} {side} {repeat}": partial(run.side, method, side, repeat) for side in turn})
+            box.run({f"{method} {side} {repeat}": partial(turn_of, method, side, repeat) for side in turn})
     print(heading(box.facts, f"python -m benchmarks.gpu.batch_speed --shape {args.shape}"))
     depth = "" if args.layers is None else f", {args.layers} layers"
     whole = len(samples_of(run.rows, packed=False)["input_ids"])

@@ -29,6 +29,12 @@ EXACT = {torch.bfloat16: "medium", torch.float16: "high"}
 `high` may take factors as TF32, whose 10 bits hold a float16's, `medium` as bfloat16 too. Sums are float32's on a CPU;
 a tensor core cuts each rather than rounding it: 1.3e-5 of an entry after 8,192 tokens, where damping adds 1e-2."""
 
+STRIP = 128
+"""Features of which a CPU makes the products at once: a GPU is faster with all of them."""
+
+AT_ONCE = 2
+"""Weights of one shape that are rounded together without a GPU, where llm-compressor's `auto` takes one by one."""
+
 _by_columns: ContextVar[bool] = ContextVar("by_columns", default=False)
 
 
@@ -56,6 +62,9 @@ class Gptq(GPTQModifier):
 
     def compress_module_list(self, module_list: list[torch.nn.Module]) -> None:
         self._inputs = self._product = None
+        at_once: Any = self.batched_quantization  # type: ignore[has-type]
+        if at_once == "auto" and not torch.accelerator.is_available():
+            self.batched_quantization = AT_ONCE
         with by_columns():
             super().compress_module_list(module_list)
 
@@ -64,7 +73,16 @@ def gram(inputs: torch.Tensor) -> torch.Tensor:
     """Twice X'X, in float32, of `inputs` X (..., features): what GPTQ's Hessian adds up."""
     rows = inputs.reshape(-1, inputs.shape[-1]).float()
     with _multiplying(inputs.dtype):
-        return torch.mm(rows.t(), rows).mul_(2)
+        if rows.device.type != "cpu":
+            return torch.mm(rows.t(), rows).mul_(2)
+        product = rows.new_empty(rows.shape[1], rows.shape[1])
+        for start in range(0, rows.shape[1], STRIP):
+            # What is right of the diagonal is the mirror image of what is below.
+            strip = slice(start, start + STRIP)
+            below = product[strip, : strip.stop]
+            torch.mm(rows[:, strip].t(), rows[:, : strip.stop], out=below)
+            product[:start, strip] = below[:, :start].t()
+        return product.mul_(2)
 
 
 @contextmanager
@@ -123,21 +141,22 @@ def gptq_block_update_by_columns(
         return tensor.permute(2, 0, 1).contiguous()
 
     left, steps = columns_first(work), columns_first(scales)
-    shifts = None if zeros is None else columns_first(zeros)
+    # Symmetric schemes have zeros for zero points.
+    shifts = columns_first(zeros) if zeros is not None and zeros.any() else None
     factors = inverse.permute(1, 2, 0)[..., None].contiguous()
     rounded, lost = torch.empty_like(left), torch.empty_like(left)
-    for column in range(width):
-        step = steps[column]
-        code = left[column] / step
+    by_place = zip(*(tensor.unbind() for tensor in (left, steps, rounded, lost)), strict=True)
+    for column, (weights, step, near, error) in enumerate(by_place):
+        code = weights / step
         if shifts is not None:
             code += shifts[column].to(code.dtype)
         code = round_to_quantized_type_args(code, by_column, low, high).to(step.dtype)
         if shifts is not None:
             code = code - shifts[column].to(step.dtype)
-        rounded[column] = code * step
-        torch.sub(left[column], rounded[column], out=lost[column])
-        lost[column] /= factors[column, column]
-        left[column + 1 :] -= factors[column, column + 1 :] * lost[column]
+        torch.mul(code, step, out=near)
+        torch.sub(weights, near, out=error)
+        error /= factors[column, column]
+        left[column + 1 :] -= factors[column, column + 1 :] * error
     quantized.copy_(rounded.permute(1, 2, 0))
     errors.copy_(lost.permute(1, 2, 0))
     torch.square(errors, out=losses)

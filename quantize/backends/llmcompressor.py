@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import traceback
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,9 @@ class LlmCompressor:
 
     def run(self, job: Job, progress: Progress) -> Outcome:
         """See `quantize.backends.base.Backend`."""
+        import torch
+
+        from quantize.backends.heap import kept_heap
         from quantize.backends.tracing import released
 
         notes: list[str] = []
@@ -56,7 +60,8 @@ class LlmCompressor:
             if any(word in message for word in TELLING) and message not in notes:
                 notes.append(message)
 
-        with quiet(job.log, keep), released():
+        on_host = not torch.accelerator.is_available()
+        with quiet(job.log, keep), released(), kept_heap() if on_host else nullcontext():
             try:
                 return _run(job, progress, notes)
             except SqtoolError:

@@ -29,10 +29,10 @@ def test_the_same_bytes(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     left: list[bool] = []
     real = ours.least_loss
 
-    def watched(*args: Any) -> float:
-        loss = real(*args)
+    def watched(*args: Any) -> Any:
+        loss, errors = real(*args)
         left.append(loss == inf)
-        return loss
+        return loss, errors
 
     monkeypatch.setattr(ours, "least_loss", watched)
 
@@ -61,27 +61,33 @@ def batches(seed: int, sizes: list[int], noise: float) -> list[torch.Tensor]:
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6),
     noise=st.floats(0.01, 2),
     share=st.one_of(st.floats(0, 2), st.just(inf)),
+    data=st.data(),
 )
-def test_a_loss_is_theirs_or_lost(sizes: list[int], noise: float, share: float) -> None:
+def test_a_loss_is_theirs_or_lost(sizes: list[int], noise: float, share: float, data: Any) -> None:
     wanted, found = batches(0, sizes, 1), batches(1, sizes, noise)
+    order = data.draw(st.permutations(range(len(sizes))))
     whole = AWQModifier()._compute_loss(wanted, found)
     least = whole * share
     asked: list[int] = []
 
     def lazily() -> Iterator[torch.Tensor]:
-        for at, batch in enumerate(found):
+        for at in order:
             asked.append(at)
-            yield batch
+            yield found[at]
 
-    loss = ours.least_loss(wanted, lazily(), least)
-    assert loss == (whole if whole <= least else inf)
-    beyond = next((at for at in range(len(sizes)) if partly(wanted, found, at + 1) > least), len(sizes) - 1)
-    assert len(asked) == beyond + 1
+    loss, errors = ours.least_loss(wanted, lazily(), least, order)
+    bar = least * (1 + ours.ROUNDING)
+    assert loss == (whole if whole <= bar else inf)
+    beyond = next((at for at in range(len(sizes)) if partly(wanted, found, order[: at + 1]) > bar), len(sizes) - 1)
+    assert asked == order[: beyond + 1]
+    squared = [torch.nn.functional.mse_loss(*pair, reduction="sum").item() for pair in zip(wanted, found, strict=True)]
+    assert errors == [squared[at] if at in asked else 0 for at in range(len(sizes))]
 
 
-def partly(wanted: list[torch.Tensor], found: list[torch.Tensor], count: int) -> float:
-    """The loss were there no errors after the first `count` batches."""
-    return float(AWQModifier()._compute_loss(wanted, [*found[:count], *wanted[count:]]))
+def partly(wanted: list[torch.Tensor], found: list[torch.Tensor], known: list[int]) -> float:
+    """The loss were there no errors but in the batches `known`."""
+    mixed = [found[at] if at in known else wanted[at] for at in range(len(wanted))]
+    return float(AWQModifier()._compute_loss(wanted, mixed))
 
 
 @given(values=st.lists(st.integers(0, 4), min_size=20, max_size=20), duo_scaling=st.sampled_from([True, False, "both"]))
