@@ -14,7 +14,8 @@ import hashlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from benchmarks.gpu.batch_speed import METHODS, rows_of
 from benchmarks.gpu.pipeline import ROOT, TARGET
 from benchmarks.gpu.timebox import markdown
-from quantize.backends import attention, awq
+from quantize.backends import attention, awq, search
 from quantize.run import quantize
 from quantize.spec import QuantizeSpec
 from sqtool.progress import SILENT
@@ -58,30 +59,37 @@ def attention_ms(repeats: int) -> dict[str, float]:
 
 
 def searched(rows: Path, batch: int, begin: float | None) -> tuple[float, str]:
-    """Share of the passes that were made, and the checkpoint's SHA-256. `begin` None is AWQModifier's own search."""
+    """Share of the passes that were made, in tokens, and the checkpoint's SHA-256. `begin` None is AWQModifier's own
+    search."""
     asked, whole = 0, 0
-    real = awq.least_loss
+    real = search.Search.loss
 
-    def counting(wanted: list[torch.Tensor], found: Iterable[torch.Tensor], *others: Any) -> Any:
-        nonlocal asked, whole
-        whole += len(wanted)
+    def counting(grid: search.Search, module: torch.nn.Module, wanted: list[torch.Tensor]) -> float:
+        nonlocal whole
+        whole += sum(batch.numel() for batch in wanted)
+        handle = module.register_forward_hook(count)
+        try:
+            return real(grid, module, wanted)
+        finally:
+            handle.remove()
 
-        def one_by_one() -> Iterator[torch.Tensor]:
-            nonlocal asked
-            for outputs in found:
-                asked += 1
-                yield outputs
+    def count(_module: Any, _inputs: Any, output: Any) -> None:
+        nonlocal asked
+        asked += search.first(output).numel()
 
-        return real(wanted, one_by_one(), *others)
-
+    patches: list[Any] = [patch.object(search.Search, "loss", counting)]
+    if begin is None:
+        theirs = ("_compute_best_scale", "_run_samples", "_compute_loss")
+        patches += [patch.object(awq.Awq, name, getattr(AWQModifier, name)) for name in theirs]
+    else:
+        patches.append(patch.object(search, "LIKELY", begin))
     spec = QuantizeSpec.model_validate({"methods": METHODS["awq"], "batch_size": batch})
-    with tempfile.TemporaryDirectory() as folder, patch.object(awq, "least_loss", counting):
-        patches = [patch.object(awq, "LIKELY", begin)]
-        if begin is None:
-            patches = [patch.object(awq.Awq, "_compute_best_scale", AWQModifier._compute_best_scale)]
-        with patches[0]:
-            quantize(spec, model=ROOT / TARGET, calibration=rows, seed=0, out=Path(folder), progress=SILENT)
-        made = (Path(folder) / "checkpoint" / "model.safetensors").read_bytes()
+    with ExitStack() as stack:
+        for one in patches:
+            stack.enter_context(one)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        quantize(spec, model=ROOT / TARGET, calibration=rows, seed=0, out=folder, progress=SILENT)
+        made = (folder / "checkpoint" / "model.safetensors").read_bytes()
     return (asked / whole if whole else 1.0), hashlib.sha256(made).hexdigest()
 
 

@@ -1,17 +1,12 @@
 """llm-compressor's AWQ with the same scales in less time and memory. Import it only inside functions.
 
-Its grid search runs the whole calibration set through a part of the model for each of 20 settings, keeps all outputs
-and adds up their squared errors. Errors only add up, so a setting has lost as soon as its sum exceeds the best one's:
-ours stops there, begins with the settings that are likely to win and with the batches that have the most of the error,
-and keeps the outputs of one batch. Of two that are equal it takes the one that llm-compressor would have come to first.
-It also runs without an accelerator, and fails where the mappings of the architecture are unknown instead of quantizing
-as if nothing had been asked.
+Its grid search makes fewer passes (`search`), and what the model made of the calibration set while it was calibrated is
+not made again where it is in host memory. It also runs without an accelerator, and fails where the mappings of the
+architecture are unknown instead of quantizing as if nothing had been asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from math import inf, nextafter
 from typing import Any
 
 import torch
@@ -22,13 +17,7 @@ from llmcompressor.pipelines.cache import IntermediatesCache
 from pydantic import PrivateAttr
 
 from quantize.backends import mappings as known_mappings
-
-LIKELY = 0.3
-"""The ratio that a search begins with; any near it does as well (benchmarks/calibration/parts.py)."""
-
-
-ROUNDING = 1e-5
-"""More than the order of its summands makes of a sum in float32: a setting that is beyond by less runs to its end."""
+from quantize.backends.search import Search, first
 
 
 class UnpinnedCache(IntermediatesCache):
@@ -42,12 +31,11 @@ class UnpinnedCache(IntermediatesCache):
 class Awq(AWQModifier):
     """AWQModifier whose grid search leaves a setting that has lost, and that insists on right mappings."""
 
-    _best: tuple[float, int] | None = PrivateAttr(default=None)
-    """The least loss so far in a grid search, and its place in llm-compressor's order; None outside of a search."""
-    _told: float = PrivateAttr(default=inf)
-    _places: Iterator[int] = PrivateAttr()
-    _order: list[int] | None = PrivateAttr(default=None)
-    """Batches, those with most of the error first; None until one setting has been through all of them."""
+    _search: Search | None = PrivateAttr(default=None)
+    _seen: dict[torch.nn.Module, list[tuple[torch.Tensor, int]]] = PrivateAttr(default_factory=dict)
+    """What a part of the model made of each batch in calibration, with the tensor's version; in host memory only."""
+    _changed: set[torch.nn.Module] = PrivateAttr(default_factory=set)
+    """Modules that were rescaled."""
 
     def on_initialize(self, state: Any, **kwargs: Any) -> bool:
         if self.mappings is None:  # type: ignore[has-type]
@@ -68,70 +56,41 @@ class Awq(AWQModifier):
             return
         for parent in self._parent_args_cache:
             self._parent_args_cache[parent] = UnpinnedCache(None, self.offload_device)
+            self.register_hook(parent, self._see, "forward")
 
-    def _compute_best_scale(self, *args: Any) -> torch.Tensor:
+    def _see(self, module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        made = first(output)
+        self._seen.setdefault(module, []).append((made, made._version))
+
+    def _compute_best_scale(self, mapping: Any, *args: Any) -> torch.Tensor:
+        self._changed |= {mapping.smooth_layer, *mapping.balance_layers}  # as soon as this returns
         state = active_session().state
         if is_distributed() or (state and state.loss_masks):
-            return super()._compute_best_scale(*args)
-        self._best, self._told, self._order = (inf, -1), inf, None
+            return super()._compute_best_scale(mapping, *args)
+        self._search = Search(
+            self._parent_args_cache[mapping.parent], prefetch=bool(state and state.sequential_prefetch)
+        )
         try:
-            return super()._compute_best_scale(*args)
+            return super()._compute_best_scale(mapping, *args)
         finally:
-            self._best = None
+            self._search = None
 
     def _get_grid_search_params(self) -> list[tuple[float, bool]]:
         settings = list(super()._get_grid_search_params())
-        order = list(range(len(settings)))
-        if self._best is not None:
-            order.sort(key=lambda place: abs(settings[place][0] - LIKELY))
-        self._places = iter(order)
-        return [settings[place] for place in order]
+        return settings if self._search is None else self._search.arranged(settings)
 
     def _run_samples(self, module: torch.nn.Module) -> Any:
-        return super()._run_samples(module) if self._best is None else self._outputs(module)
-
-    def _outputs(self, module: torch.nn.Module) -> Iterator[torch.Tensor]:
-        """What `module` makes of the calibration set, a batch at a time, in `_order`."""
-        cache = self._parent_args_cache[module]
-        if self._order is not None:
-            batches = (cache.fetch(index) for index in self._order)
-        else:
-            batches = cache.iter_prefetch() if active_session().state.sequential_prefetch else iter(cache)
-        for batch in batches:
-            output = module(**batch)
-            yield output[0] if isinstance(output, tuple) else output
+        if self._search is not None:
+            # Not the outputs but what makes them: `_compute_loss` asks for as many as it needs.
+            return module
+        seen = self._seen.pop(module, [])
+        same = not self._changed.intersection(module.modules()) and all(made._version == was for made, was in seen)
+        if seen and same and len(seen) == len(self._parent_args_cache[module]):
+            return [made for made, _ in seen]
+        return super()._run_samples(module)
 
     @torch.no_grad()
-    def _compute_loss(self, fp16_outputs: list[torch.Tensor], int_w_outputs: Iterable[torch.Tensor]) -> float:
-        if self._best is None:
+    def _compute_loss(self, fp16_outputs: list[torch.Tensor], int_w_outputs: Any) -> float:
+        if self._search is None:
             return float(super()._compute_loss(fp16_outputs, int_w_outputs))
-        order = self._order or list(range(len(fp16_outputs)))
-        loss, errors = least_loss(fp16_outputs, int_w_outputs, self._best[0], order)
-        if self._order is None and loss < inf and not active_session().state.sequential_prefetch:
-            # Prefetching knows one order only.
-            each = [error / batch.numel() for error, batch in zip(errors, fp16_outputs, strict=True)]
-            self._order = sorted(order, key=lambda index: -each[index])
-        found = loss, next(self._places)
-        if not found < self._best:
-            return inf
-        # AWQModifier takes only what is less than all before: an equal one that it would have come to first is made so.
-        self._best, self._told = found, min(found[0], nextafter(self._told, -inf))
-        return self._told
-
-
-def least_loss(
-    wanted: list[torch.Tensor], found: Iterable[torch.Tensor], least: float, order: list[int]
-) -> tuple[float, list[float]]:
-    """Mean squared error of the batches `found`, which come in `order`, from `wanted`, summed as AWQModifier does, and
-    each one's squared error. Infinity, without asking for more batches, once the sum is beyond that of `least`."""
-    device = wanted[0].device
-    count = torch.tensor(sum(batch.numel() for batch in wanted), device=device)
-    errors = torch.zeros(len(wanted), device=device)
-    for index, other in zip(order, found, strict=True):
-        errors[index] = torch.nn.functional.mse_loss(wanted[index], other.to(device), reduction="sum")
-        if (errors.sum() / count).item() > least * (1 + ROUNDING):
-            return inf, errors.tolist()
-    total = torch.zeros((), device=device)
-    for error in errors:
-        total += error
-    return (total / count).item(), errors.tolist()
+        return self._search.loss(int_w_outputs, fp16_outputs)
