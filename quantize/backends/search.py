@@ -60,12 +60,11 @@ class Search:
             return inf if outputs is None else least_loss(wanted, outputs, least, in_turn)[0]
         if self.order is not None:
             return least_loss(wanted, self._outputs(module), least, self.order)[0]
-        on_host = wanted[0].device.type == "cpu"
-        made = list(self._outputs(module)) if on_host else []
+        made = list(self._outputs(module)) if on_host(wanted) else []
         loss, errors = least_loss(wanted, made or self._outputs(module), least, in_turn)
         if loss == inf:
             return loss
-        if on_host:
+        if made:
             self.sieve = sieve(module, self.cache, wanted, made)
         if not self.prefetch:
             each = [error / batch.numel() for error, batch in zip(errors, wanted, strict=True)]
@@ -98,6 +97,11 @@ def least_loss(
     for error in errors:
         total += error
     return (total / count).item(), errors.tolist()
+
+
+def on_host(wanted: list[torch.Tensor]) -> bool:
+    """Whether the outputs are in host memory, which has room for all of them once more."""
+    return bool(wanted[0].device.type == "cpu")
 
 
 def first(output: Any) -> torch.Tensor:

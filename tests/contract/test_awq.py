@@ -149,6 +149,36 @@ def test_a_sieve_finds_the_same_setting(seed: int, noises: list[float], dtype: t
     assert chosen == losses.index(min(losses))
 
 
+def test_on_a_device_one_batch_is_kept_and_the_heaviest_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantize.backends.search.on_host", lambda wanted: False)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 4, bias=False)
+    inputs = [size * torch.randn(1, 5, 8) for size in (1.0, 2.0, 9.0)]
+    asked: list[int] = []
+    layer.register_forward_pre_hook(
+        lambda _, given: asked.append(next(at for at, one in enumerate(inputs) if one is given[0]))
+    )
+
+    class Named(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = layer(hidden)
+            return made
+
+    right = layer.weight.detach().clone()
+    with torch.no_grad():
+        wanted = [one @ right.T for one in inputs]
+        search = Search(Cache({"hidden": one} for one in inputs))
+        search.arranged([(0.0, True)] * 3)
+        losses = []
+        for noise in (0.1, 0.5, 0.01):
+            layer.weight.copy_(right + noise)
+            losses.append(search.loss(Named(), wanted))
+    assert search.sieve is None
+    assert asked == [0, 1, 2, 2, 2, 1, 0]
+    assert losses[1] == inf
+    assert losses[2] < losses[0] < inf
+
+
 def test_a_sieve_stops_early() -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(8, 4, bias=False)
