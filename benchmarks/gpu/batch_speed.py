@@ -282,6 +282,9 @@ def main() -> None:
     parser.add_argument("--apart", action=argparse.BooleanOptionalAction, help="a process for each side")
     parser.add_argument("--budget", type=float, default=240, help="seconds after which no further side begins")
     args = parser.parse_args()
+    for name, known in (("methods", METHODS), ("sides", SIDES)):
+        if unknown := set(getattr(args, name).split(",")).difference(known):
+            parser.error(f"--{name}: no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if args.apart is None:
         args.apart = not has_gpu()
     given = {name: str(value) for name, value in vars(args).items()}

@@ -30,7 +30,7 @@ EXACT = {torch.bfloat16: "medium", torch.float16: "high"}
 a tensor core cuts each rather than rounding it: 1.3e-5 of an entry after 8,192 tokens, where damping adds 1e-2."""
 
 STRIP = 128
-"""Features of which a CPU makes the products at once: a GPU is faster with all of them."""
+"""Features of which a CPU makes the products at once."""
 
 AT_ONCE = 2
 """Weights of one shape that are rounded together without a GPU, where llm-compressor's `auto` takes one by one."""

@@ -8,6 +8,7 @@ from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -45,13 +46,23 @@ def test_the_same_bytes(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         quantize(spec, model=model, calibration=tokens, seed=0, out=out, progress=SILENT)
         return hashlib.sha256((out / "checkpoint" / "model.safetensors").read_bytes()).hexdigest()
 
+    passes: list[torch.nn.Module] = []
+    whole = AWQModifier._run_samples
+
+    def counted(self: AWQModifier, module: torch.nn.Module) -> list[torch.Tensor]:
+        passes.append(module)
+        return whole(self, module)
+
+    monkeypatch.setattr(AWQModifier, "_run_samples", counted)
     mine = made("ours")
+    assert not passes  # what calibration saw is not made again
     assert any(left)
     assert not all(left)
     count = len(left)
     for name in ("_compute_best_scale", "_run_samples", "_compute_loss"):
         monkeypatch.setattr(ours.Awq, name, getattr(AWQModifier, name))
     assert made("theirs") == mine
+    assert passes
     assert len(left) == count
 
 
@@ -147,6 +158,22 @@ def test_a_sieve_finds_the_same_setting(seed: int, noises: list[float], dtype: t
             best, chosen = loss, at
     assert search.sieve is not None
     assert chosen == losses.index(min(losses))
+
+
+@given(seed=st.integers(0, 999), dtype=st.sampled_from([torch.bfloat16, torch.float32]))
+def test_only_what_is_certain_has_lost(seed: int, dtype: torch.dtype) -> None:
+    """Sums by strips of sorted tokens are rounded otherwise than AWQModifier's by batches."""
+    torch.manual_seed(seed)
+    layer = torch.nn.Linear(8, 4, bias=False, dtype=dtype)
+    inputs = [(torch.randn(3, 100, 8) * torch.rand(3, 100, 1) ** 3).to(dtype) for _ in range(8)]
+    with torch.no_grad(), patch("quantize.backends.sieve.STRIP", 64):
+        made = [layer(batch) for batch in inputs]
+        wanted = [(batch * (1 + 0.1 * torch.randn(batch.shape))).to(dtype) for batch in made]
+        found = sieve(layer, [{"input": batch} for batch in inputs], wanted, made)
+        assert found is not None
+        loss = AWQModifier()._compute_loss(wanted, made)
+        assert found.outputs(layer, loss) is not None
+        assert found.outputs(layer, 0.9 * loss) is None
 
 
 def test_on_a_device_one_batch_is_kept_and_the_heaviest_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationArgs
-from llmcompressor.modifiers.gptq import GPTQModifier
+from llmcompressor.modifiers.gptq import GPTQModifier, base
 from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
 
 from quantize.backends import gptq as ours
@@ -64,10 +64,11 @@ def test_the_same_bits(name: str, dtype: torch.dtype, actorder: str | None) -> N
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("features", [96, ours.STRIP, 2 * ours.STRIP + 44])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_a_product_loses_nothing(dtype: torch.dtype) -> None:
+def test_a_product_loses_nothing(dtype: torch.dtype, features: int) -> None:
     torch.manual_seed(0)
-    inputs = (torch.randn(4, 256, 96) * (10 * torch.rand(96))).to(dtype)
+    inputs = (torch.randn(4, 256, features) * (10 * torch.rand(features))).to(dtype)
     before = torch.get_float32_matmul_precision()
     found = ours.gram(inputs)
     rows = inputs.flatten(0, 1).double()
@@ -104,6 +105,38 @@ def test_common_inputs_are_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> N
     for layer in (first, second, third):
         torch.testing.assert_close(mine._hessians[layer], theirs._hessians[layer], rtol=1e-5, atol=1e-5)
         assert mine._num_samples[layer] == theirs._num_samples[layer]
+
+
+def test_layers_of_one_shape_are_rounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    model = make_model(tmp_path / "model")
+    tokens = make_tokens(tmp_path / "tokens.safetensors")
+    spec = QuantizeSpec.model_validate({"methods": [{"gptq": {"scheme": "W4A16"}}]})
+    real = base.quantize_weight
+    sizes: list[int] = []
+
+    def counting(weights: torch.Tensor, **others: Any) -> Any:
+        sizes.append(len(weights))
+        return real(weights=weights, **others)
+
+    monkeypatch.setattr(base, "quantize_weight", counting)
+
+    def made(at_once: int) -> dict[str, Any]:
+        monkeypatch.setattr(ours, "AT_ONCE", at_once)
+        sizes.clear()
+        out = tmp_path / str(at_once)
+        out.mkdir()
+        quantize(spec, model=model, calibration=tokens, seed=0, out=out, progress=SILENT)
+        return by_hand.read(out / "checkpoint" / "model.safetensors")
+
+    together = made(2)
+    assert 2 in sizes
+    alone = made(1)
+    assert set(sizes) == {1}
+    assert together.keys() == alone.keys()
+    for name, value in together.items():
+        assert np.array_equal(np.asarray(value), np.asarray(alone[name])), name
 
 
 def test_the_same_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

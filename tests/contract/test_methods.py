@@ -169,6 +169,30 @@ def test_nothing_keeps_the_model(name: str, tiny_model: Path, tiny_tokens: Path,
     assert models() <= before
 
 
+def test_without_an_accelerator_freed_memory_stays(
+    tiny_model: Path, tiny_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantize.backends import heap, llmcompressor
+
+    inside: list[bool] = []
+    real = llmcompressor._run
+
+    @contextmanager
+    def kept() -> Iterator[None]:
+        inside.append(True)
+        yield
+        inside.pop()
+
+    def run_inside(*args: Any) -> Any:
+        assert inside
+        return real(*args)
+
+    monkeypatch.setattr(heap, "kept_heap", kept)
+    monkeypatch.setattr(llmcompressor, "_run", run_inside)
+    run(METHODS["fp8"], tiny_model, tiny_tokens, tmp_path)
+    assert not inside
+
+
 def test_awq_looks_at_the_data(tiny_model: Path, tiny_tokens: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

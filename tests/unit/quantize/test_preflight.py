@@ -195,6 +195,20 @@ def test_memory_grows_with_what_it_is_made_of(small: Path) -> None:
     assert more.device == split.device
 
 
+def test_awqs_search_keeps_more_on_the_host(small: Path) -> None:
+    model = read_model(small)
+    load = Load(tokens=4096, batch_size=8, row_length=512, bytes_per_value=4)
+    forward, grid = (dict.fromkeys(model.linears, kind) for kind in ("forward", "grid"))
+    alone, split = (
+        peak_memory(model, grid, load, accelerator=there).host
+        - peak_memory(model, forward, load, accelerator=there).host
+        for there in (False, True)
+    )
+    assert split == 0
+    # Inputs of three widths of two, sorted ones of the wider, four tensors of hidden states.
+    assert alone >= 4096 * (1024 + 384 + 1024 + 4 * 384) * 4
+
+
 def test_too_little_memory_is_a_warning(small: Path) -> None:
     assert plan(spec("gptq"), model=small, memory=10**12)["warnings"] == []
     (warning,) = plan(spec("gptq"), model=small, memory=10**8)["warnings"]
